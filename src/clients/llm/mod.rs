@@ -1,0 +1,1 @@
+//! Models: one client a provider kind, all with the same answer type.

@@ -1,0 +1,1 @@
+//! MCP servers: a typed client over Streamable HTTP or stdio.

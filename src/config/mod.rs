@@ -1,0 +1,454 @@
+//! The settings of the worker, one struct a section. Every default and its unit stands in `config/default.toml`,
+//! which is compiled in; reading files and the environment is [`load`]'s.
+
+pub mod duration;
+pub mod load;
+pub mod show;
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::retry::RetryPolicy;
+
+/// `config/default.toml` as compiled in.
+pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This process.
+    pub worker: WorkerConfig,
+    /// The Redis server.
+    pub redis: RedisConfig,
+    /// Where work comes from.
+    pub work: WorkConfig,
+    /// How ownership of an entry is held.
+    pub lease: LeaseConfig,
+    /// How much runs at once.
+    pub pool: PoolConfig,
+    /// The graph's state.
+    pub state: StateConfig,
+    /// What is told.
+    pub events: EventsConfig,
+    /// Models.
+    pub llm: LlmSection,
+    /// Tool servers.
+    pub mcp: McpSection,
+    /// Built-in tools.
+    pub tools: ToolsConfig,
+    /// The agent loop.
+    pub agent: AgentConfig,
+    /// How a step is retried.
+    pub retry: RetryConfig,
+    /// Sizes and times that nothing may exceed.
+    pub limits: LimitsConfig,
+    /// Health, metrics and the API.
+    pub http: HttpConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// How the worker stops.
+    pub shutdown: ShutdownConfig,
+}
+
+/// This process.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// Its name among the workers; empty in the file means the host's name, which loading fills in.
+    pub id: String,
+}
+
+/// The Redis server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedisConfig {
+    /// `redis://` or `rediss://` with host and port.
+    pub url: String,
+    /// The password, if the server wants one.
+    #[serde(default)]
+    pub password: Option<SecretString>,
+    /// The database number; wins over one in the URL.
+    #[serde(default)]
+    pub db: Option<i64>,
+    /// How long connecting may take.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// How long one command may take; a blocking read has its own limit.
+    #[serde(with = "duration")]
+    pub command_timeout: Duration,
+}
+
+/// Where work comes from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkConfig {
+    /// The streams that are read, the first first.
+    pub streams: Vec<String>,
+    /// The consumer group on each of them.
+    pub group: String,
+    /// How long one read waits for work.
+    #[serde(with = "duration")]
+    pub block: Duration,
+    /// Whether unknown members of a node's configuration fail the node.
+    pub strict: bool,
+    /// Dead processes after which an item is poison.
+    pub max_crashes: NonZeroU32,
+}
+
+/// How ownership of an entry is held.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseConfig {
+    /// How long an entry stays ours without a renewal.
+    #[serde(with = "duration")]
+    pub duration: Duration,
+    /// How often it is renewed; a sixth of the duration by default.
+    #[serde(default, with = "duration::option")]
+    pub renew: Option<Duration>,
+    /// How often expired leases of others are looked for; the duration, at most 10 s, by default.
+    #[serde(default, with = "duration::option")]
+    pub sweep: Option<Duration>,
+}
+
+impl LeaseConfig {
+    /// How often what we hold is renewed.
+    pub fn renew(&self) -> Duration {
+        self.renew.unwrap_or(self.duration / 6)
+    }
+
+    /// How often expired leases of others are looked for.
+    pub fn sweep(&self) -> Duration {
+        self.sweep.unwrap_or_else(|| self.duration.min(Duration::from_secs(10)))
+    }
+}
+
+/// How much runs at once.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    /// Nodes executed at once; also the most entries held unacknowledged.
+    pub size: NonZeroUsize,
+    /// Threads that execute nodes; as many as cores, at most `size`, by default.
+    #[serde(default)]
+    pub arbiters: Option<NonZeroUsize>,
+}
+
+impl PoolConfig {
+    /// Threads that execute nodes.
+    pub fn arbiters(&self) -> NonZeroUsize {
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        self.arbiters.unwrap_or(cores).min(self.size)
+    }
+}
+
+/// How a state that the worker creates is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// One hash, a field a node.
+    Hash,
+    /// One JSON document.
+    String,
+}
+
+/// The graph's state.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateConfig {
+    /// What every key of ours begins with.
+    pub prefix: String,
+    /// How long a state lives after its last write.
+    #[serde(with = "duration")]
+    pub ttl: Duration,
+    /// How a state that the worker creates is laid out; an existing one keeps its layout.
+    pub layout: Layout,
+}
+
+/// What is told.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsConfig {
+    /// Entries kept, approximately: in progress streams always, in terminal streams only while no group reads them.
+    pub maxlen: NonZeroUsize,
+    /// Which progress events are sent: `node.started`, `node.progress`, `tool.executed`.
+    pub progress: Vec<String>,
+}
+
+/// Models.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LlmSection {
+    /// The provider of nodes that name none.
+    pub default: String,
+    /// Providers by name.
+    #[serde(default)]
+    pub providers: BTreeMap<String, ProviderConfig>,
+}
+
+/// What a provider speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderKind {
+    /// The Anthropic Messages API.
+    Anthropic,
+    /// A script of turns, for demos and tests: no key and no network.
+    Scripted,
+}
+
+/// How the key is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum AuthHeader {
+    /// `x-api-key: KEY`.
+    #[default]
+    #[serde(rename = "x-api-key")]
+    ApiKey,
+    /// `authorization: Bearer KEY`.
+    #[serde(rename = "bearer")]
+    Bearer,
+}
+
+/// One provider of models. Members that are absent take the defaults written in `config/default.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProviderConfig {
+    /// What it speaks.
+    pub kind: ProviderKind,
+    /// Where it is, without `/v1/messages`.
+    pub base_url: String,
+    /// The key.
+    pub api_key: Option<SecretString>,
+    /// How the key is sent.
+    pub auth: AuthHeader,
+    /// The model of nodes that name none.
+    pub model: String,
+    /// The API version, sent as `anthropic-version`.
+    pub version: String,
+    /// Sent as `anthropic-beta`.
+    pub betas: Vec<String>,
+    /// Tokens that may be written where the node says nothing.
+    pub max_tokens: NonZeroU32,
+    /// How long one call may take.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// How long connecting may take.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// Calls of this process at once.
+    pub concurrency: NonZeroUsize,
+    /// scripted: the file with the turns.
+    pub script: Option<PathBuf>,
+}
+
+impl Default for ProviderConfig {
+    fn default() -> Self {
+        Self {
+            kind: ProviderKind::Anthropic,
+            base_url: String::from("https://api.anthropic.com"),
+            api_key: None,
+            auth: AuthHeader::ApiKey,
+            model: String::from("claude-sonnet-5-5"),
+            version: String::from("2026-10-21"),
+            betas: Vec::new(),
+            max_tokens: NonZeroU32::new(16_000).expect("16000 is not zero"),
+            timeout: Duration::from_secs(600),
+            connect_timeout: Duration::from_secs(5),
+            concurrency: NonZeroUsize::new(256).expect("256 is not zero"),
+            script: None,
+        }
+    }
+}
+
+/// Tool servers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct McpSection {
+    /// Servers in the order in which a name that several offer is resolved; the others follow by name.
+    #[serde(default)]
+    pub order: Vec<String>,
+    /// Servers by name.
+    #[serde(default)]
+    pub servers: BTreeMap<String, McpServerConfig>,
+}
+
+impl McpSection {
+    /// All servers in the order of resolution.
+    pub fn ordered(&self) -> Vec<(&str, &McpServerConfig)> {
+        let first = self.order.iter().filter_map(|name| self.servers.get_key_value(name));
+        let rest = self.servers.iter().filter(|(name, _)| !self.order.contains(name));
+        first.chain(rest).map(|(name, server)| (name.as_str(), server)).collect()
+    }
+}
+
+/// One MCP server: `url` for Streamable HTTP, or `command` for a child process.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct McpServerConfig {
+    /// The endpoint of a server over Streamable HTTP.
+    pub url: Option<String>,
+    /// The program of a server over stdio.
+    pub command: Option<String>,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its environment, beside a minimal one.
+    pub env: BTreeMap<String, SecretString>,
+    /// Headers of every request.
+    pub headers: BTreeMap<String, SecretString>,
+    /// Tools that may be used; `*` matches any run of characters. Empty means all.
+    pub allow: Vec<String>,
+    /// Tools that may not be used; wins over `allow`.
+    pub deny: Vec<String>,
+    /// How long one call may take.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// How long connecting and discovery may take.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// Calls of this process at once.
+    pub concurrency: NonZeroUsize,
+    /// Whether the worker is ready only while this server answers.
+    pub required: bool,
+}
+
+impl Default for McpServerConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            command: None,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            headers: BTreeMap::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            concurrency: NonZeroUsize::new(32).expect("32 is not zero"),
+            required: false,
+        }
+    }
+}
+
+/// Built-in tools.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolsConfig {
+    /// Built-in tools that are switched off.
+    pub disable: Vec<String>,
+    /// The `http_request` tool.
+    pub http_request: HttpRequestConfig,
+}
+
+/// The `http_request` tool.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpRequestConfig {
+    /// Hosts it may ask, `host`, `host:port` or `*.domain`; empty switches the tool off.
+    pub allow: Vec<String>,
+    /// How long one request may take.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// Bytes of a response that are read.
+    pub max_bytes: NonZeroUsize,
+}
+
+/// The agent loop.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Turns of the model where the node says nothing.
+    pub max_iterations: NonZeroU32,
+    /// Tool calls where the node says nothing.
+    pub max_tool_calls: u32,
+    /// Tool calls of one turn that run at once.
+    pub parallel_tools: NonZeroUsize,
+    /// Whether the iteration limit is followed by one last turn without tools.
+    pub finalize: bool,
+}
+
+/// How a step is retried.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryConfig {
+    /// Attempts in all, the first included.
+    pub max_attempts: NonZeroU32,
+    /// Upper bound of the first wait.
+    #[serde(with = "duration")]
+    pub initial: Duration,
+    /// Upper bound of every wait that we choose ourselves.
+    #[serde(with = "duration")]
+    pub max: Duration,
+}
+
+impl RetryConfig {
+    /// The policy as a value.
+    pub fn policy(&self) -> RetryPolicy {
+        RetryPolicy { max_attempts: self.max_attempts, initial: self.initial, max: self.max }
+    }
+}
+
+/// Sizes and times that nothing may exceed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Bytes of one work item.
+    pub item: NonZeroUsize,
+    /// Bytes of one output.
+    pub output: NonZeroUsize,
+    /// How long a node may take that sets no `timeout`.
+    #[serde(with = "duration")]
+    pub node_timeout: Duration,
+    /// Characters of one tool result that a model gets to see.
+    pub tool_result_chars: NonZeroUsize,
+}
+
+/// Health, metrics and the API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// The address to listen on.
+    pub bind: String,
+    /// The port to listen on; 0 takes a free one and logs it.
+    pub port: u16,
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Pretty on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Pretty,
+    /// For machines.
+    Json,
+}
+
+/// Logs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,da_node_executor=debug`.
+    pub level: String,
+    /// How they look.
+    pub format: LogFormat,
+}
+
+/// How the worker stops.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownConfig {
+    /// How long running nodes may go on after SIGTERM.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        load::defaults()
+    }
+}

@@ -1,0 +1,1 @@
+//! Prints the effective configuration with the source of each value, secrets masked.

@@ -1,0 +1,183 @@
+//! Events as they stand in the event streams: terminal ones, of which each identity has exactly one, and live progress.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
+use crate::domain::message::Usage;
+use crate::domain::outcome::{Failure, Partial};
+
+/// The version of the event's shape.
+pub const EVENT_VERSION: u8 = 1;
+
+/// What an event tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// A node ended with an output.
+    NodeCompleted,
+    /// A node ended with an error.
+    NodeFailed,
+    /// A worker began a node.
+    NodeStarted,
+    /// A node came a step further, such as one turn of an agent.
+    NodeProgress,
+    /// A tool call ended.
+    ToolExecuted,
+}
+
+impl EventType {
+    /// Every type that is live progress, best effort.
+    pub const PROGRESS: [Self; 3] = [Self::NodeStarted, Self::NodeProgress, Self::ToolExecuted];
+
+    /// The type as the stream's name and the event bear it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NodeCompleted => "node.completed",
+            Self::NodeFailed => "node.failed",
+            Self::NodeStarted => "node.started",
+            Self::NodeProgress => "node.progress",
+            Self::ToolExecuted => "tool.executed",
+        }
+    }
+}
+
+/// The event in the contract's shape.
+#[derive(Debug, Serialize)]
+pub struct Event<'a> {
+    /// The version of this shape.
+    pub v: u8,
+    /// The event's id; a second copy after a rollback of Redis bears the same one.
+    pub id: Cow<'a, str>,
+    /// What it tells.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The graph.
+    pub graph_id: &'a str,
+    /// The graph again, as orchestrators call it.
+    pub execution_id: &'a str,
+    /// The node.
+    pub node_id: &'a str,
+    /// The identity.
+    pub run_id: &'a str,
+    /// When it was written.
+    pub timestamp: Timestamp,
+    /// What happened.
+    pub data: &'a RawValue,
+    /// By whom and how.
+    pub metadata: &'a RawValue,
+}
+
+/// Whose event it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// The graph.
+    pub graph_id: &'a GraphId,
+    /// The node.
+    pub node_id: &'a NodeId,
+    /// The identity.
+    pub run_id: &'a RunId,
+}
+
+impl<'a> Event<'a> {
+    /// Puts the parts together.
+    pub fn new(
+        kind: EventType,
+        id: impl Into<Cow<'a, str>>,
+        subject: Subject<'a>,
+        timestamp: Timestamp,
+        data: &'a RawValue,
+        metadata: &'a RawValue,
+    ) -> Self {
+        Self {
+            v: EVENT_VERSION,
+            id: id.into(),
+            kind: kind.as_str(),
+            graph_id: subject.graph_id.as_str(),
+            execution_id: subject.graph_id.as_str(),
+            node_id: subject.node_id.as_str(),
+            run_id: subject.run_id.as_str(),
+            timestamp,
+            data,
+            metadata,
+        }
+    }
+
+    /// The JSON that goes into the stream's field `data`.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("an event has string keys and finite numbers")
+    }
+}
+
+/// The id of a work item's one terminal event: derived from the work, never drawn, so that every copy bears it.
+pub fn terminal_event_id(work_id: &WorkId) -> String {
+    use std::fmt::Write as _;
+    let digest = Sha256::digest(work_id.as_str().as_bytes());
+    let mut id = String::with_capacity(36);
+    id.push_str("evt_");
+    for byte in &digest[..16] {
+        let _ = write!(id, "{byte:02x}");
+    }
+    id
+}
+
+#[derive(Serialize)]
+struct CompletedData<'a> {
+    graph_id: &'a str,
+    node_id: &'a str,
+    output: &'a RawValue,
+}
+
+/// `data` of `node.completed`.
+pub fn completed_data(subject: Subject<'_>, output: &RawValue) -> Box<RawValue> {
+    let data = CompletedData { graph_id: subject.graph_id.as_str(), node_id: subject.node_id.as_str(), output };
+    serde_json::value::to_raw_value(&data).expect("completed data has string keys")
+}
+
+/// `data` of `node.failed`.
+pub fn failed_data(
+    subject: Subject<'_>,
+    failure: &Failure,
+    usage: Option<&Usage>,
+    partial: Option<&Partial>,
+) -> Box<RawValue> {
+    let mut details = json!({
+        "category": failure.category,
+        "code": failure.code,
+        "attempts": failure.attempts,
+    });
+    if let Some(wait) = failure.retry_after {
+        details["retry_after_ms"] = Value::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    }
+    let mut data = json!({
+        "graph_id": subject.graph_id,
+        "node_id": subject.node_id,
+        "error": failure.message,
+        "error_details": details,
+    });
+    if let Some(usage) = usage {
+        data["usage"] = json!(usage);
+    }
+    if let Some(partial) = partial {
+        data["partial"] = json!(partial);
+    }
+    serde_json::value::to_raw_value(&data).expect("failed data has string keys")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::EntryId;
+
+    #[test]
+    fn every_copy_of_a_terminal_event_bears_the_same_id() {
+        let work = WorkId::new("executor.work", &EntryId::new("5-0"));
+        assert_eq!(terminal_event_id(&work), terminal_event_id(&work.clone()));
+        assert_ne!(terminal_event_id(&work), terminal_event_id(&WorkId::new("executor.work", &EntryId::new("5-1"))));
+        assert_eq!(terminal_event_id(&work).len(), 36);
+    }
+}

@@ -1,0 +1,184 @@
+//! How an execution ends: the failure that a person can act on, and the few ways a node leaves the worker.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::domain::message::Usage;
+use crate::domain::node::Mode;
+use crate::retry::Retry;
+
+/// The kinds of failure that consumers tell apart (`error_details.category`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Category {
+    /// Network trouble, rate limits, an overloaded model: trying later may help.
+    Retriable,
+    /// The node, the graph or the worker is configured wrongly.
+    Configuration,
+    /// Data does not fit: an input, a template, a schema, a state.
+    Validation,
+    /// The other side said no for good.
+    Permanent,
+    /// The item ended too many worker processes.
+    Poison,
+    /// Somebody cancelled the node or its graph.
+    Cancelled,
+    /// A fault of the worker itself.
+    Internal,
+}
+
+impl Category {
+    /// The category as consumers read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retriable => "retriable",
+            Self::Configuration => "configuration",
+            Self::Validation => "validation",
+            Self::Permanent => "permanent",
+            Self::Poison => "poison",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// Why a step or a node failed, in words for a person and in a code for a program.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of failure it is.
+    pub category: Category,
+    /// A stable snake_case name of the cause.
+    pub code: Cow<'static, str>,
+    /// A sentence a person can act on; never a secret.
+    pub message: String,
+    /// How often the failing step was tried.
+    pub attempts: u32,
+    /// How long the other side asked us to wait.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure of one attempt.
+    pub fn new(category: Category, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { category, code: code.into(), message: message.into(), attempts: 1, retry_after: None }
+    }
+
+    /// A failure that trying later may cure.
+    pub fn retriable(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(Category::Retriable, code, message)
+    }
+
+    /// A failure of configuration.
+    pub fn configuration(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(Category::Configuration, code, message)
+    }
+
+    /// A failure of data.
+    pub fn validation(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(Category::Validation, code, message)
+    }
+
+    /// A failure that the other side will repeat.
+    pub fn permanent(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(Category::Permanent, code, message)
+    }
+
+    /// A fault of the worker.
+    pub fn internal(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(Category::Internal, code, message)
+    }
+
+    /// The node's time is up.
+    pub fn timed_out(limit: Duration) -> Self {
+        Self::permanent(
+            "timeout",
+            format!("the node did not finish within {}; raise `timeout`", humantime::format_duration(limit)),
+        )
+    }
+
+    /// Adds the wait that the other side asked for.
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// What this failure says about trying the same step again.
+    pub fn retry(&self) -> Retry {
+        match self.category {
+            Category::Retriable => Retry::After(self.retry_after),
+            Category::Configuration
+            | Category::Validation
+            | Category::Permanent
+            | Category::Poison
+            | Category::Cancelled
+            | Category::Internal => Retry::Never,
+        }
+    }
+}
+
+/// What an agent had reached when it failed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Partial {
+    /// The last text the model wrote.
+    pub text: String,
+    /// Finished turns of the model.
+    pub iterations: u32,
+}
+
+/// What one execution used, whatever its outcome.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Spent {
+    /// Tokens of all completions, when a model was called at all.
+    pub usage: Option<Usage>,
+    /// Tool calls that were made.
+    pub tool_calls: u32,
+    /// The highest attempt number any step needed.
+    pub attempts: u32,
+}
+
+/// The end of one execution of a node.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The node produced its output.
+    Completed {
+        /// The output as stored and sent, JSON.
+        output: Box<RawValue>,
+    },
+    /// The node failed for good.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// How far an agent came.
+        partial: Option<Partial>,
+    },
+    /// The open script said that this run is somebody else's or done: the entry is gone already.
+    Duplicate,
+    /// The entry is no longer ours; its new owner settles it.
+    Lost,
+    /// The worker stops before the node ended: the entry is handed back.
+    Unfinished,
+}
+
+/// An outcome with what is known about the execution.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The mode, if the configuration could be read.
+    pub mode: Option<Mode>,
+    /// What it used.
+    pub spent: Spent,
+    /// Remarks for `metadata.warnings`.
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// A report of an execution that ended before its mode was known.
+    pub fn early(outcome: Outcome) -> Self {
+        Self { outcome, mode: None, spent: Spent::default(), warnings: Vec::new() }
+    }
+}

@@ -1,0 +1,3 @@
+//! The `executor-worker` binary.
+
+fn main() {}

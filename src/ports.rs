@@ -1,0 +1,195 @@
+//! What the modes need from outside: a model, tools, the graph's state and a place for progress.
+//! The actors implement these over messages; tests implement them with a script.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::event::EventType;
+use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
+use crate::domain::message::{Completion, Conversation};
+use crate::domain::node::LlmConfig;
+use crate::domain::outcome::Failure;
+use crate::domain::state::Snapshot;
+use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::work::Delivery;
+
+/// Why an execution must end before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelReason {
+    /// The lease is lost: somebody else owns the entry, nothing may be written.
+    Lost,
+    /// The worker stops: the entry is handed back.
+    Stopping,
+    /// Somebody cancelled the node or the graph.
+    Requested,
+}
+
+/// A cancellation with its reason; the first reason stays.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel {
+    token: CancellationToken,
+    reason: Arc<OnceLock<CancelReason>>,
+}
+
+impl Cancel {
+    /// Not cancelled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancels, unless it is cancelled already.
+    pub fn cancel(&self, reason: CancelReason) {
+        let _ = self.reason.set(reason);
+        self.token.cancel();
+    }
+
+    /// The reason, once cancelled.
+    pub fn reason(&self) -> Option<CancelReason> {
+        self.token.is_cancelled().then(|| self.reason.get().copied()).flatten()
+    }
+
+    /// Waits until it is cancelled.
+    pub async fn cancelled(&self) -> CancelReason {
+        self.token.cancelled().await;
+        *self.reason.get().expect("the reason is set before the token is cancelled")
+    }
+}
+
+/// Who calls and until when: travels with every call of a model or a tool.
+#[derive(Debug, Clone)]
+pub struct CallContext {
+    /// The graph.
+    pub graph_id: GraphId,
+    /// The node.
+    pub node_id: NodeId,
+    /// The identity.
+    pub run_id: RunId,
+    /// The piece of work.
+    pub work_id: WorkId,
+    /// W3C trace context of the item.
+    pub traceparent: Option<String>,
+    /// Stable across attempts, so that the other side can tell a repetition.
+    pub idempotency_key: String,
+    /// When the node's time is up.
+    pub deadline: Instant,
+}
+
+/// One call of a model.
+#[derive(Debug, Clone)]
+pub struct LlmRequest {
+    /// Model, provider and settings of the node.
+    pub settings: Arc<LlmConfig>,
+    /// The rendered system prompt.
+    pub system: Option<String>,
+    /// The conversation so far.
+    pub turns: Conversation,
+    /// The tools offered.
+    pub tools: Arc<[ToolSpec]>,
+    /// Whether the model may use them; false for a last turn that has to end.
+    pub tools_allowed: bool,
+    /// The JSON Schema that the answer must satisfy.
+    pub output_schema: Option<Arc<Value>>,
+    /// Who calls and until when.
+    pub context: CallContext,
+}
+
+/// One call of a tool.
+#[derive(Debug, Clone)]
+pub struct ToolCall {
+    /// Which tool.
+    pub target: ToolTarget,
+    /// Its arguments.
+    pub arguments: Arguments,
+    /// Who calls and until when.
+    pub context: CallContext,
+}
+
+/// Models.
+pub trait Llm {
+    /// One completion. Dropping the future cancels the call.
+    fn complete(&self, request: LlmRequest) -> impl Future<Output = Result<Completion, Failure>>;
+}
+
+/// Tools of MCP servers and of the function registry.
+pub trait Tools {
+    /// Finds what the patterns name (`tool`, `server/tool`, `server/*`, `*`), in order, each tool once.
+    /// A name that nobody offers is a configuration failure that names the nearest ones.
+    fn find(&self, patterns: &[String], context: &CallContext) -> impl Future<Output = Result<Vec<ToolSpec>, Failure>>;
+
+    /// One call. Dropping the future cancels it. A tool that says it failed is an `Ok` with `is_error`.
+    fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolOutput, Failure>>;
+}
+
+/// Which parts of the state a node reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The graph's inputs.
+    pub inputs: bool,
+    /// Nodes by id; ids that do not exist are no error here.
+    pub nodes: Vec<String>,
+    /// Every node, because a template computes the name.
+    pub all_nodes: bool,
+    /// The node's own configuration out of the graph, when the item has none.
+    pub config: bool,
+}
+
+/// What opening a run found.
+#[derive(Debug, Clone)]
+pub enum Opened {
+    /// The run is ours.
+    Ready {
+        /// What was asked for; the item's inputs and node states are not laid over it yet.
+        snapshot: Snapshot,
+        /// The node's configuration out of the graph, JSON, if it was wanted and is there.
+        config: Option<String>,
+        /// The graph's status, if it has one.
+        status: Option<String>,
+    },
+    /// The identity is done, or another entry has it: ours is settled away.
+    Duplicate,
+    /// The entry is no longer ours.
+    Lost,
+}
+
+/// The graph's state.
+pub trait Store {
+    /// Gives the run to this entry and reads the state, in one step.
+    fn open(&self, delivery: &Arc<Delivery>, wanted: &Wanted) -> impl Future<Output = Result<Opened, Failure>>;
+
+    /// Reads more of the state.
+    fn read(&self, graph_id: &GraphId, wanted: &Wanted) -> impl Future<Output = Result<Snapshot, Failure>>;
+
+    /// The ids of all nodes that the state knows, for an error message.
+    fn node_ids(&self, graph_id: &GraphId) -> impl Future<Output = Result<Vec<String>, Failure>>;
+}
+
+/// Live progress, best effort: never waits, never fails.
+pub trait Events {
+    /// Tells a step of this delivery.
+    fn progress(&self, delivery: &Arc<Delivery>, kind: EventType, data: Value);
+}
+
+/// All of them together.
+pub trait Ports {
+    /// Models.
+    type Llm: Llm;
+    /// Tools.
+    type Tools: Tools;
+    /// State.
+    type Store: Store;
+    /// Progress.
+    type Events: Events;
+
+    /// Models.
+    fn llm(&self) -> &Self::Llm;
+    /// Tools.
+    fn tools(&self) -> &Self::Tools;
+    /// State.
+    fn store(&self) -> &Self::Store;
+    /// Progress.
+    fn events(&self) -> &Self::Events;
+}

@@ -1,0 +1,1 @@
+//! The function registry and the built-in tools.
