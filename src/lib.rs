@@ -15,6 +15,8 @@
 pub mod clients;
 pub mod config;
 pub mod domain;
+pub mod health;
+pub mod metrics;
 pub mod modes;
 pub mod ports;
 pub mod retry;

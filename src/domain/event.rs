@@ -130,11 +130,13 @@ struct CompletedData<'a> {
     graph_id: &'a str,
     node_id: &'a str,
     output: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mapped: Option<&'a RawValue>,
 }
 
-/// `data` of `node.completed`.
-pub fn completed_data(subject: Subject<'_>, output: &RawValue) -> Box<RawValue> {
-    let data = CompletedData { graph_id: subject.graph_id.as_str(), node_id: subject.node_id.as_str(), output };
+/// `data` of `node.completed`; `mapped` is what `output_mapping` found in the output.
+pub fn completed_data(subject: Subject<'_>, output: &RawValue, mapped: Option<&RawValue>) -> Box<RawValue> {
+    let data = CompletedData { graph_id: subject.graph_id.as_str(), node_id: subject.node_id.as_str(), output, mapped };
     serde_json::value::to_raw_value(&data).expect("completed data has string keys")
 }
 

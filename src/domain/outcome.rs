@@ -147,6 +147,8 @@ pub enum Outcome {
     Completed {
         /// The output as stored and sent, JSON.
         output: Box<RawValue>,
+        /// What `output_mapping` found in the output, a JSON object.
+        mapped: Option<Box<RawValue>>,
     },
     /// The node failed for good.
     Failed {

@@ -70,6 +70,9 @@ pub struct NodeRecord<'a> {
     /// The output of a completed node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<&'a RawValue>,
+    /// What `output_mapping` found in the output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mapped: Option<&'a RawValue>,
     /// The error of a failed node, as a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,

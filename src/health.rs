@@ -1,0 +1,196 @@
+//! What the worker knows about itself, as plain atomics: actors write them, HTTP reads them and never waits.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+/// Shared facts about this process.
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    redis: AtomicBool,
+    groups: AtomicBool,
+    draining: AtomicBool,
+    last_processed_ms: AtomicI64,
+    reader_moved_ms: AtomicI64,
+    reader_may_wait_ms: i64,
+    executors: AtomicUsize,
+    unsettled: AtomicUsize,
+    required_down: AtomicUsize,
+    current: Mutex<Option<String>>,
+}
+
+impl Health {
+    /// A worker that just started. The reader counts as stuck when it did not move for `reader_may_wait`.
+    pub fn new(reader_may_wait: Duration) -> Self {
+        Self {
+            started: Instant::now(),
+            redis: AtomicBool::new(false),
+            groups: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            last_processed_ms: AtomicI64::new(i64::MIN),
+            reader_moved_ms: AtomicI64::new(0),
+            reader_may_wait_ms: i64::try_from(reader_may_wait.as_millis()).unwrap_or(i64::MAX),
+            executors: AtomicUsize::new(0),
+            unsettled: AtomicUsize::new(0),
+            required_down: AtomicUsize::new(0),
+            current: Mutex::new(None),
+        }
+    }
+
+    fn elapsed_ms(&self) -> i64 {
+        i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Redis answered, or did not.
+    pub fn redis_answers(&self, answers: bool) {
+        self.redis.store(answers, Ordering::Relaxed);
+    }
+
+    /// Whether Redis answered the last time it was asked.
+    pub fn redis(&self) -> bool {
+        self.redis.load(Ordering::Relaxed)
+    }
+
+    /// The consumer groups are there, or may have gone.
+    pub fn groups_ready(&self, ready: bool) {
+        self.groups.store(ready, Ordering::Relaxed);
+    }
+
+    /// The worker stops: it takes no new work.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the worker stops.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The reader's loop came round.
+    pub fn reader_moved(&self) {
+        self.reader_moved_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+    }
+
+    /// An executor started (`true`) or went away.
+    pub fn executor(&self, alive: bool) {
+        if alive {
+            self.executors.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.executors.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A required tool server went away (`true`) or came back.
+    pub fn required_server(&self, down: bool) {
+        if down {
+            self.required_down.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.required_down.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A result could not be written and is held (`true`), or is no longer.
+    pub fn holding_result(&self, holding: bool) {
+        if holding {
+            self.unsettled.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.unsettled.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether results are held because Redis does not take them: then no more work is fetched.
+    pub fn holds_results(&self) -> bool {
+        self.unsettled.load(Ordering::Relaxed) > 0
+    }
+
+    /// A node ended now.
+    pub fn processed(&self, at: Timestamp) {
+        self.last_processed_ms.fetch_max(at.as_millisecond(), Ordering::Relaxed);
+    }
+
+    /// When the last node ended.
+    pub fn last_processed(&self) -> Option<Timestamp> {
+        let ms = self.last_processed_ms.load(Ordering::Relaxed);
+        (ms != i64::MIN).then(|| Timestamp::from_millisecond(ms).ok()).flatten()
+    }
+
+    /// Names the node that was begun last, for the worker registry.
+    pub fn began(&self, node: String) {
+        *self.current.lock().expect("nobody panics while holding the name") = Some(node);
+    }
+
+    /// The node that was begun last.
+    pub fn current(&self) -> Option<String> {
+        self.current.lock().expect("nobody panics while holding the name").clone()
+    }
+
+    /// Live: the reader moves and an executor exists. Never depends on Redis, a model or a tool server.
+    pub fn live(&self) -> bool {
+        let reader = self.elapsed_ms() - self.reader_moved_ms.load(Ordering::Relaxed) <= self.reader_may_wait_ms;
+        self.draining() || (reader && self.executors.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Why the worker is not ready, in words; empty means ready.
+    pub fn not_ready(&self) -> Vec<&'static str> {
+        let checks = [
+            (!self.redis(), "redis does not answer"),
+            (!self.groups.load(Ordering::Relaxed), "the consumer group is not there yet"),
+            (self.draining(), "the worker is stopping"),
+            (self.required_down.load(Ordering::Relaxed) > 0, "a required tool server is away"),
+            (self.executors.load(Ordering::Relaxed) == 0, "no executor runs"),
+        ];
+        checks.into_iter().filter_map(|(failed, why)| failed.then_some(why)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> Health {
+        let health = Health::new(Duration::from_secs(60));
+        health.redis_answers(true);
+        health.groups_ready(true);
+        health.executor(true);
+        health
+    }
+
+    #[test]
+    fn a_worker_without_redis_is_live_but_not_ready() {
+        let health = running();
+        assert!(health.live() && health.not_ready().is_empty());
+        health.redis_answers(false);
+        assert!(health.live());
+        assert_eq!(health.not_ready(), ["redis does not answer"]);
+    }
+
+    #[test]
+    fn a_stuck_reader_or_a_lost_pool_is_not_live() {
+        let stuck = Health { reader_may_wait_ms: -1, ..running() };
+        assert!(!stuck.live());
+        let health = running();
+        health.executor(false);
+        assert!(!health.live());
+    }
+
+    #[test]
+    fn a_stopping_worker_is_live_and_not_ready() {
+        let health = running();
+        health.drain();
+        assert!(health.live());
+        assert_eq!(health.not_ready(), ["the worker is stopping"]);
+    }
+
+    #[test]
+    fn the_latest_end_is_remembered() {
+        let health = running();
+        assert_eq!(health.last_processed(), None);
+        let late = Timestamp::from_millisecond(2000).expect("a valid time");
+        health.processed(late);
+        health.processed(Timestamp::from_millisecond(1000).expect("a valid time"));
+        assert_eq!(health.last_processed(), Some(late));
+    }
+}

@@ -1,0 +1,250 @@
+//! What is counted and timed, in Prometheus' terms. Labels are closed sets or configured names: never a graph, a
+//! node, a run or an error's text.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of an ended node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ItemLabels {
+    /// `agent`, `llm`, `tool`, or `unknown` where the configuration could not be read.
+    pub mode: &'static str,
+    /// `completed`, `failed`, `duplicate`, `lost`, `handed_back`.
+    pub outcome: &'static str,
+}
+
+/// Labels of a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CategoryLabels {
+    /// The failure's category.
+    pub category: &'static str,
+}
+
+/// Labels of a mode.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ModeLabels {
+    /// `agent`, `llm`, `tool`.
+    pub mode: &'static str,
+}
+
+/// Labels of a tool call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ToolLabels {
+    /// The MCP server by its configured name, or `builtin`.
+    pub server: String,
+    /// The tool; only tools that were discovered get here.
+    pub tool: String,
+    /// `ok`, `tool_error`, `failed`.
+    pub outcome: &'static str,
+}
+
+/// Labels of a call of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LlmLabels {
+    /// The provider by its configured name.
+    pub provider: String,
+    /// `ok` or `failed`.
+    pub outcome: &'static str,
+}
+
+/// Labels of tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TokenLabels {
+    /// The provider by its configured name.
+    pub provider: String,
+    /// `input`, `output`, `cache_read`, `cache_write`.
+    pub kind: &'static str,
+}
+
+/// Labels of a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// A stable name of the cause.
+    pub reason: &'static str,
+}
+
+/// Labels of a tool server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ServerLabels {
+    /// The server by its configured name.
+    pub server: String,
+}
+
+/// Labels of an actor.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ActorLabels {
+    /// The actor's role.
+    pub actor: &'static str,
+}
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Every figure of the worker.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Entries received, by delivery and by takeover.
+    pub received: Counter,
+    /// Entries taken over from dead or stopped workers.
+    pub taken_over: Counter,
+    /// Ended nodes.
+    pub items: Family<ItemLabels, Counter>,
+    /// How long nodes took.
+    pub duration: Histograms<ModeLabels>,
+    /// How long entries waited in the stream.
+    pub queued: Histogram,
+    /// Failed nodes by category.
+    pub errors: Family<CategoryLabels, Counter>,
+    /// Steps that were tried again, in all.
+    pub retries: Counter,
+    /// Dead letters.
+    pub dead_letters: Family<ReasonLabels, Counter>,
+    /// Leases found lost.
+    pub leases_lost: Counter,
+    /// Nodes running or waiting to be settled.
+    pub in_flight: Gauge,
+    /// Nodes that may run at once.
+    pub pool_size: Gauge,
+    /// Tool calls.
+    pub tool_calls: Family<ToolLabels, Counter>,
+    /// How long tool calls took.
+    pub tool_duration: Histograms<ServerLabels>,
+    /// Calls of models.
+    pub llm_calls: Family<LlmLabels, Counter>,
+    /// How long calls of models took.
+    pub llm_duration: Histograms<LlmLabels>,
+    /// Tokens.
+    pub llm_tokens: Family<TokenLabels, Counter>,
+    /// Tool servers with an open session.
+    pub mcp_up: Family<ServerLabels, Gauge>,
+    /// Sessions of tool servers that were opened.
+    pub mcp_connects: Family<ServerLabels, Counter>,
+    /// Actors that were rebuilt.
+    pub actor_restarts: Family<ActorLabels, Counter>,
+    /// Progress events dropped because Redis was slower than they came.
+    pub progress_dropped: Counter<u64, AtomicU64>,
+    /// Failed attempts to write a result, each retried.
+    pub settle_retries: Counter,
+}
+
+const NODE_SECONDS: [f64; 14] = [0.005, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const QUEUE_SECONDS: [f64; 11] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0];
+/// The buckets that the GenAI semantic conventions advise for a client's operation.
+const CALL_SECONDS: [f64; 14] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+
+fn node_histogram() -> Histogram {
+    Histogram::new(NODE_SECONDS)
+}
+
+fn call_histogram() -> Histogram {
+    Histogram::new(CALL_SECONDS)
+}
+
+impl Metrics {
+    /// All figures at zero, named `executor_…`.
+    pub fn new(worker_id: &str) -> Self {
+        let mut registry = Registry::with_prefix("executor");
+        let metrics = Self {
+            registry: Registry::default(),
+            received: Counter::default(),
+            taken_over: Counter::default(),
+            items: Family::default(),
+            duration: Family::new_with_constructor(node_histogram),
+            queued: Histogram::new(QUEUE_SECONDS),
+            errors: Family::default(),
+            retries: Counter::default(),
+            dead_letters: Family::default(),
+            leases_lost: Counter::default(),
+            in_flight: Gauge::default(),
+            pool_size: Gauge::default(),
+            tool_calls: Family::default(),
+            tool_duration: Family::new_with_constructor(call_histogram),
+            llm_calls: Family::default(),
+            llm_duration: Family::new_with_constructor(call_histogram),
+            llm_tokens: Family::default(),
+            mcp_up: Family::default(),
+            mcp_connects: Family::default(),
+            actor_restarts: Family::default(),
+            progress_dropped: Counter::default(),
+            settle_retries: Counter::default(),
+        };
+        let r = &mut registry;
+        r.register("items_received", "Entries received, by delivery and by takeover", metrics.received.clone());
+        r.register("items_taken_over", "Entries taken over from other workers", metrics.taken_over.clone());
+        r.register("items", "Nodes that ended, by mode and outcome", metrics.items.clone());
+        r.register_with_unit("item_duration", "How long nodes took", Unit::Seconds, metrics.duration.clone());
+        r.register_with_unit("item_queue", "How long entries waited", Unit::Seconds, metrics.queued.clone());
+        r.register("errors", "Failed nodes by category", metrics.errors.clone());
+        r.register("retries", "Steps tried again", metrics.retries.clone());
+        r.register("dead_letters", "Dead letters by reason", metrics.dead_letters.clone());
+        r.register("leases_lost", "Leases found lost", metrics.leases_lost.clone());
+        r.register("items_in_flight", "Nodes running or waiting to be settled", metrics.in_flight.clone());
+        r.register("pool_size", "Nodes that may run at once", metrics.pool_size.clone());
+        r.register("tool_calls", "Tool calls", metrics.tool_calls.clone());
+        r.register_with_unit(
+            "tool_call_duration",
+            "How long tool calls took",
+            Unit::Seconds,
+            metrics.tool_duration.clone(),
+        );
+        r.register("llm_requests", "Calls of models", metrics.llm_calls.clone());
+        r.register_with_unit(
+            "llm_request_duration",
+            "How long model calls took",
+            Unit::Seconds,
+            metrics.llm_duration.clone(),
+        );
+        r.register("llm_tokens", "Tokens by kind", metrics.llm_tokens.clone());
+        r.register("mcp_server_up", "Tool servers with an open session", metrics.mcp_up.clone());
+        r.register("mcp_server_connects", "Sessions of tool servers opened", metrics.mcp_connects.clone());
+        r.register("actor_restarts", "Actors that were rebuilt", metrics.actor_restarts.clone());
+        r.register("progress_dropped", "Progress events dropped", metrics.progress_dropped.clone());
+        r.register("settle_retries", "Failed attempts to write a result", metrics.settle_retries.clone());
+        let build =
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("worker", worker_id.to_owned())]);
+        r.register("build", "This worker", build);
+        Self { registry, ..metrics }
+    }
+
+    /// An ended node.
+    pub fn ended(&self, mode: &'static str, outcome: &'static str) {
+        self.items.get_or_create(&ItemLabels { mode, outcome }).inc();
+    }
+
+    /// Observes a duration in seconds.
+    pub fn seconds(histogram: &Histogram, took: Duration) {
+        histogram.observe(took.as_secs_f64());
+    }
+
+    /// All figures in the text format of OpenMetrics.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_appear_under_their_names_and_labels() {
+        let metrics = Metrics::new("w");
+        metrics.ended("agent", "completed");
+        Metrics::seconds(&metrics.duration.get_or_create(&ModeLabels { mode: "agent" }), Duration::from_millis(30));
+        let text = metrics.encode();
+        assert!(text.contains(r#"executor_items_total{mode="agent",outcome="completed"} 1"#), "{text}");
+        assert!(text.contains(r#"executor_item_duration_seconds_bucket{le="0.05",mode="agent"} 1"#), "{text}");
+    }
+}
