@@ -1,1 +1,33 @@
 //! Redis: streams, leases, state, settling. The only module that imports the redis crate.
+//!
+//! Every write that matters is a server-side script that first checks the ownership token, a pair of consumer name
+//! and delivery count; see `scripts/owned.lua`. JSON is never decoded in a script, and every key stands in KEYS.
+
+mod error;
+mod events;
+mod fields;
+mod keys;
+mod layout;
+mod lease;
+mod letter;
+mod link;
+mod record;
+mod registry;
+mod reply;
+mod script;
+mod server;
+mod settle;
+mod state;
+mod stream;
+
+pub use error::RedisError;
+pub use events::{EventLog, EventTail, TailedEvent};
+pub use keys::Keys;
+pub use lease::{Held, Leases, RELEASED, Renewal};
+pub use letter::{LETTER_BYTES, Letter};
+pub use link::Link;
+pub use registry::WorkerRegistry;
+pub use server::{ServerFacts, StreamStats, preflight, stream_stats, submit};
+pub use settle::{Settled, Settlement, Settler};
+pub use state::{StateError, StateForm, StateStore};
+pub use stream::{RawEntry, WorkStreams};

@@ -1,0 +1,278 @@
+//! What can go wrong with Redis, classified by the code of the reply and never by its text, because texts differ
+//! between versions and forks.
+
+use std::time::Duration;
+
+use crate::domain::outcome::Failure;
+use crate::retry::Retry;
+
+/// Longest part of a server's own words that is kept.
+const DETAIL_CHARS: usize = 200;
+
+/// Why a command has no answer that can be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RedisError {
+    /// `redis.url` cannot be used. The text is not repeated, for it may hold a password.
+    #[error("`redis.url` is not a redis:// or rediss:// address: {reason}")]
+    Address {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No connection, or it broke. A command that was on its way may have been applied.
+    #[error("Redis cannot be reached: {reason}")]
+    Unavailable {
+        /// The system's words.
+        reason: String,
+        /// What the client library said.
+        #[source]
+        source: Option<redis::RedisError>,
+    },
+    /// No answer in time. The command may have been applied.
+    #[error("Redis did not answer within {}", humantime::format_duration(*limit))]
+    TimedOut {
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The server is there and will answer later: it loads its data, runs a script, or has lost its primary.
+    #[error("Redis is not ready ({code})")]
+    NotReady {
+        /// `LOADING`, `BUSY`, `MASTERDOWN`, `TRYAGAIN` or `CLUSTERDOWN`.
+        code: String,
+    },
+    /// The server is at its `maxmemory` and refuses writes.
+    #[error("Redis is out of memory (maxmemory reached)")]
+    Oom,
+    /// The server is a replica.
+    #[error("this Redis is a read-only replica")]
+    ReadOnly,
+    /// The server cannot write to its disk and so refuses writes.
+    #[error("Redis cannot persist its data and refuses writes (MISCONF)")]
+    MisConf,
+    /// The server misses the replicas that it was told to require.
+    #[error("Redis misses the replicas it needs for a write (NOREPLICAS)")]
+    NoReplicas,
+    /// The stream or its consumer group is gone.
+    #[error("the stream or its consumer group does not exist")]
+    NoGroup,
+    /// The script was unknown again right after it had been loaded.
+    #[error("Redis forgot a script right after loading it")]
+    NoScript,
+    /// A key holds something of another type than ours.
+    #[error("key {} has a type that does not belong there", key.as_deref().unwrap_or("(unnamed)"))]
+    WrongType {
+        /// The key, where it is known.
+        key: Option<String>,
+    },
+    /// The server wants another password, or does not allow the command.
+    #[error("Redis refuses us ({code}); check `redis.password` and the user's permissions")]
+    Auth {
+        /// `NOAUTH`, `WRONGPASS`, `NOPERM` or the like.
+        code: String,
+    },
+    /// An answer of a shape that the command does not have.
+    #[error("Redis answered {what} in a shape that is not known")]
+    Unexpected {
+        /// Which answer.
+        what: &'static str,
+    },
+    /// Any other error reply.
+    #[error("Redis answered {code}: {detail}")]
+    Other {
+        /// The first word of the reply.
+        code: String,
+        /// The rest, shortened.
+        detail: String,
+    },
+}
+
+impl RedisError {
+    /// Classifies what a command met; `limit` is how long it was allowed to take.
+    pub(super) fn from_command(error: redis::RedisError, limit: Duration) -> Self {
+        if error.is_timeout() {
+            return Self::TimedOut { limit };
+        }
+        match (error.kind(), error.code()) {
+            (redis::ErrorKind::AuthenticationFailed, _) => Self::Auth { code: String::from("AUTH") },
+            (_, Some(code)) => Self::from_code(code, error.detail()),
+            (redis::ErrorKind::Parse | redis::ErrorKind::UnexpectedReturnType, None) => {
+                Self::Unexpected { what: "a command" }
+            }
+            (_, None) => Self::Unavailable { reason: error.to_string(), source: Some(error) },
+        }
+    }
+
+    /// Classifies what connecting met: there, every refusal but one of our password may pass.
+    pub(super) fn from_connect(error: redis::RedisError, limit: Duration) -> Self {
+        match Self::from_command(error.clone(), limit) {
+            auth @ (Self::Auth { .. } | Self::NotReady { .. }) => auth,
+            Self::TimedOut { .. } => Self::Unavailable {
+                reason: format!("no connection within {}", humantime::format_duration(limit)),
+                source: None,
+            },
+            _ => Self::Unavailable { reason: error.to_string(), source: Some(error) },
+        }
+    }
+
+    fn from_code(code: &str, detail: Option<&str>) -> Self {
+        match code {
+            "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" => {
+                Self::NotReady { code: String::from(code) }
+            }
+            "OOM" => Self::Oom,
+            "READONLY" => Self::ReadOnly,
+            "MISCONF" => Self::MisConf,
+            "NOREPLICAS" | "NOGOODSLAVE" => Self::NoReplicas,
+            "NOGROUP" => Self::NoGroup,
+            "NOSCRIPT" => Self::NoScript,
+            "WRONGTYPE" => Self::WrongType { key: None },
+            "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" => Self::Auth { code: String::from(code) },
+            other => Self::Other {
+                code: String::from(other),
+                detail: detail.unwrap_or_default().chars().take(DETAIL_CHARS).collect(),
+            },
+        }
+    }
+
+    /// Whether trying the same again may help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Unavailable { .. }
+            | Self::TimedOut { .. }
+            | Self::NotReady { .. }
+            | Self::Oom
+            | Self::ReadOnly
+            | Self::MisConf
+            | Self::NoReplicas
+            | Self::NoGroup
+            | Self::NoScript => Retry::After(None),
+            Self::Address { .. }
+            | Self::WrongType { .. }
+            | Self::Auth { .. }
+            | Self::Unexpected { .. }
+            | Self::Other { .. } => Retry::Never,
+        }
+    }
+
+    /// Whether the command may have been applied all the same: its answer was lost on the way.
+    pub fn outcome_unknown(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Unexpected { .. } => true,
+            Self::Address { .. }
+            | Self::NotReady { .. }
+            | Self::Oom
+            | Self::ReadOnly
+            | Self::MisConf
+            | Self::NoReplicas
+            | Self::NoGroup
+            | Self::NoScript
+            | Self::WrongType { .. }
+            | Self::Auth { .. }
+            | Self::Other { .. } => false,
+        }
+    }
+
+    /// Whether the connection that met this is of no further use. A read-only replica is left too, for after a
+    /// failover the same name leads elsewhere.
+    pub(super) fn ends_connection(&self) -> bool {
+        match self {
+            Self::Unavailable { .. }
+            | Self::TimedOut { .. }
+            | Self::ReadOnly
+            | Self::Auth { .. }
+            | Self::Unexpected { .. } => true,
+            Self::Address { .. }
+            | Self::NotReady { .. }
+            | Self::Oom
+            | Self::MisConf
+            | Self::NoReplicas
+            | Self::NoGroup
+            | Self::NoScript
+            | Self::WrongType { .. }
+            | Self::Other { .. } => false,
+        }
+    }
+
+    /// A stable name of the class, for metrics and failures.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Address { .. } => "redis_address",
+            Self::Unavailable { .. } => "redis_unavailable",
+            Self::TimedOut { .. } => "redis_timeout",
+            Self::NotReady { .. } => "redis_not_ready",
+            Self::Oom => "redis_oom",
+            Self::ReadOnly => "redis_read_only",
+            Self::MisConf => "redis_misconf",
+            Self::NoReplicas => "redis_no_replicas",
+            Self::NoGroup => "redis_no_group",
+            Self::NoScript => "redis_no_script",
+            Self::WrongType { .. } => "state_wrong_type",
+            Self::Auth { .. } => "redis_auth",
+            Self::Unexpected { .. } => "redis_unexpected",
+            Self::Other { .. } => "redis_error",
+        }
+    }
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        let (code, message) = (error.code(), error.to_string());
+        match error {
+            RedisError::Address { .. } | RedisError::Auth { .. } => Self::configuration(code, message),
+            RedisError::WrongType { .. } => Self::validation(code, message),
+            RedisError::Unexpected { .. } | RedisError::Other { .. } => Self::internal(code, message),
+            RedisError::Unavailable { .. }
+            | RedisError::TimedOut { .. }
+            | RedisError::NotReady { .. }
+            | RedisError::Oom
+            | RedisError::ReadOnly
+            | RedisError::MisConf
+            | RedisError::NoReplicas
+            | RedisError::NoGroup
+            | RedisError::NoScript => Self::retriable(code, message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::outcome::Category;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    fn reply(code: &str) -> RedisError {
+        let error = redis::make_extension_error(String::from(code), Some(String::from("words of the server")));
+        RedisError::from_command(error, LIMIT)
+    }
+
+    #[test]
+    fn a_reply_is_classified_by_its_code() {
+        for code in ["LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "OOM", "READONLY", "MISCONF"] {
+            assert_eq!(reply(code).retry(), Retry::After(None), "{code}");
+        }
+        assert!(matches!(reply("NOGROUP"), RedisError::NoGroup));
+        assert!(matches!(reply("NOREPLICAS"), RedisError::NoReplicas));
+        for code in ["NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "ERR"] {
+            assert_eq!(reply(code).retry(), Retry::Never, "{code}");
+        }
+        assert_eq!(Failure::from(reply("WRONGPASS")).category, Category::Configuration);
+        assert_eq!(Failure::from(reply("OOM")).code, "redis_oom");
+    }
+
+    #[test]
+    fn only_a_lost_answer_leaves_the_outcome_open() {
+        let timeout = redis::RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        let closed = redis::RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert!(RedisError::from_command(timeout, LIMIT).outcome_unknown());
+        assert!(RedisError::from_command(closed, LIMIT).outcome_unknown());
+        assert!(!reply("OOM").outcome_unknown());
+    }
+
+    #[test]
+    fn a_refusal_while_connecting_may_pass_unless_it_is_the_password() {
+        let full = redis::make_extension_error(String::from("ERR"), Some(String::from("max number of clients")));
+        assert_eq!(RedisError::from_connect(full, LIMIT).retry(), Retry::After(None));
+        let wrong = redis::make_extension_error(String::from("WRONGPASS"), None);
+        assert_eq!(RedisError::from_connect(wrong, LIMIT).retry(), Retry::Never);
+    }
+}

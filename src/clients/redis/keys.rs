@@ -1,0 +1,94 @@
+//! The names of our keys. Work streams and the dead-letter streams beside them bear no prefix: the operator names them.
+
+use std::sync::Arc;
+
+use crate::domain::event::EventType;
+use crate::domain::ids::{GraphId, NodeId, RunId};
+
+/// Builds key names that begin with `state.prefix`.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    prefix: Arc<str>,
+}
+
+impl Keys {
+    /// Keys that begin with `prefix`.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: Arc::from(prefix) }
+    }
+
+    /// The graph's state: a hash or one JSON document.
+    pub fn state(&self, graph: &GraphId) -> String {
+        self.join("state:", graph.as_str())
+    }
+
+    /// The records of the graph's runs, see [`super::record`].
+    pub fn done(&self, graph: &GraphId) -> String {
+        self.join("done:", graph.as_str())
+    }
+
+    /// The journal of one identity.
+    pub fn journal(&self, graph: &GraphId, node: &NodeId, run: &RunId) -> String {
+        format!("{}journal:{graph}:{node}:{run}", self.prefix)
+    }
+
+    /// The graph's order to stop.
+    pub fn cancel(&self, graph: &GraphId) -> String {
+        self.join("cancel:", graph.as_str())
+    }
+
+    /// Bodies of work that waits outside of the stream.
+    pub fn parked(&self, stream: &str) -> String {
+        self.join("parked:", stream)
+    }
+
+    /// How many processes died with each pending entry of a stream.
+    pub fn crashes(&self, stream: &str) -> String {
+        self.join("crashes:", stream)
+    }
+
+    /// The stream of one type of event.
+    pub fn events(&self, kind: EventType) -> String {
+        self.join("events:", kind.as_str())
+    }
+
+    /// A worker's entry in the registry.
+    pub fn worker(&self, id: &str) -> String {
+        self.join("workers:", id)
+    }
+
+    /// The dead letters of a work stream.
+    pub fn dead(&self, stream: &str) -> String {
+        format!("{stream}:dead")
+    }
+
+    fn join(&self, kind: &str, name: &str) -> String {
+        let mut key = String::with_capacity(self.prefix.len() + kind.len() + name.len());
+        key.push_str(&self.prefix);
+        key.push_str(kind);
+        key.push_str(name);
+        key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_bear_the_names_of_the_contract() {
+        let keys = Keys::new("dago:");
+        let graph = GraphId::new("g").expect("an id");
+        let node = NodeId::new("n").expect("an id");
+        let run = RunId::new("r").expect("an id");
+        assert_eq!(keys.state(&graph), "dago:state:g");
+        assert_eq!(keys.done(&graph), "dago:done:g");
+        assert_eq!(keys.journal(&graph, &node, &run), "dago:journal:g:n:r");
+        assert_eq!(keys.cancel(&graph), "dago:cancel:g");
+        assert_eq!(keys.parked("executor.work"), "dago:parked:executor.work");
+        assert_eq!(keys.crashes("executor.work"), "dago:crashes:executor.work");
+        assert_eq!(keys.events(EventType::NodeCompleted), "dago:events:node.completed");
+        assert_eq!(keys.worker("w"), "dago:workers:w");
+        assert_eq!(keys.dead("executor.work"), "executor.work:dead");
+    }
+}

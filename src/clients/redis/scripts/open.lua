@@ -1,0 +1,27 @@
+-- Gives a run to an entry and says how the graph's state is laid out, creating it where the item brought it along.
+-- KEYS  1 work stream, 2 state, 3 done, 4 crashes, 5… other work streams
+-- ARGV  1 group, 2 entry, 3 consumer, 4 deliveries, 5 field of the run, 6 record of a running run, 7 work id,
+--       8 life in ms, 9 layout of a state to create ('' for none), 10… its fields and values, or the document
+-- Says  lost | dup | {wrongtype, key} | hash | string | none
+if not owned(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then return 'lost' end
+local record = redis.pcall('HGET', KEYS[3], ARGV[5])
+if type(record) == 'table' then return {'wrongtype', KEYS[3]} end
+if taken(record, ARGV[7], 5) then
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('XDEL', KEYS[1], ARGV[2])
+  redis.pcall('HDEL', KEYS[4], ARGV[2])
+  return 'dup'
+end
+if record ~= ARGV[6] then record_run(KEYS[3], ARGV[8], ARGV[5], ARGV[6]) end
+local layout = redis.call('TYPE', KEYS[2]).ok
+if layout == 'none' and ARGV[9] ~= '' then
+  layout = ARGV[9]
+  if layout == 'string' then
+    redis.call('SET', KEYS[2], ARGV[10], 'PX', ARGV[8])
+  else
+    for i = 10, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+    redis.call('PEXPIRE', KEYS[2], ARGV[8])
+  end
+end
+if layout ~= 'hash' and layout ~= 'string' and layout ~= 'none' then return {'wrongtype', KEYS[2]} end
+return layout

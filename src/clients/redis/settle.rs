@@ -1,0 +1,237 @@
+//! Ending a run: one script acknowledges the entry, writes the node state and the record, and tells the terminal
+//! event, or does nothing of it. Also the way of entries that cannot be understood to the dead letters.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use redis::Cmd;
+use tokio::sync::Mutex;
+
+use crate::clients::redis::error::RedisError;
+use crate::clients::redis::keys::Keys;
+use crate::clients::redis::letter::Letter;
+use crate::clients::redis::link::Link;
+use crate::clients::redis::reply::{self, Word};
+use crate::clients::redis::script::Script;
+use crate::clients::redis::stream::RawEntry;
+use crate::clients::redis::{layout, lease, record};
+use crate::config::StateConfig;
+use crate::domain::event::EventType;
+use crate::domain::work::Delivery;
+use crate::retry::backoff;
+
+static SETTLE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("scripts/owned.lua"),
+        include_str!("scripts/run.lua"),
+        include_str!("scripts/settle.lua")
+    ))
+});
+static DEAD_LETTER: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("scripts/owned.lua"), include_str!("scripts/dead_letter.lua"))));
+
+/// Compares with a document before the caller is asked to judge whether it goes on.
+const COMPARES: u32 = 16;
+/// Upper bounds of the waits between two compares.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+/// Nodes of one graph in one process write its document in turn; graphs share this many turns.
+const TURNS: usize = 64;
+
+/// Everything that the end of a run writes.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// Whose end it is.
+    pub delivery: Arc<Delivery>,
+    /// The terminal event's type.
+    pub event: EventType,
+    /// The terminal event's id.
+    pub event_id: String,
+    /// The terminal event.
+    pub event_json: String,
+    /// The node state.
+    pub node_state_json: String,
+    /// Whether the state is written where it exists.
+    pub write_state: bool,
+    /// A dead letter that goes with it.
+    pub letter: Option<Letter>,
+}
+
+/// What a settlement came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// All of it is done.
+    Done,
+    /// All of it is done but the node state: the graph's state is gone and was not made anew.
+    DoneStateGone,
+    /// It was done before; only its answer had been lost.
+    Again,
+    /// The run is another entry's or ended before: ours is acknowledged, no event went out.
+    Duplicate,
+    /// The entry is not ours any more: nothing was written.
+    Lost,
+    /// Others keep changing the graph's document: nothing was written, try again while the lease holds.
+    Conflict,
+    /// A key has a type that does not belong there, or holds a document that cannot be read: nothing was written.
+    WrongType {
+        /// The key.
+        key: String,
+    },
+}
+
+/// Ends runs of one group.
+#[derive(Debug, Clone)]
+pub struct Settler {
+    link: Link,
+    keys: Keys,
+    group: Arc<str>,
+    ttl_ms: u64,
+    streams: Arc<[Arc<str>]>,
+    turns: Arc<[Mutex<()>]>,
+    turn_timeout: Duration,
+}
+
+impl Settler {
+    /// Ends runs of entries of `streams` in `group`.
+    pub fn new(
+        link: Link,
+        keys: Keys,
+        state: &StateConfig,
+        streams: impl IntoIterator<Item = Arc<str>>,
+        group: &str,
+    ) -> Self {
+        let turn_timeout = link.command_timeout();
+        Self {
+            link,
+            keys,
+            group: Arc::from(group),
+            ttl_ms: lease::millis(state.ttl),
+            streams: streams.into_iter().collect(),
+            turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
+            turn_timeout,
+        }
+    }
+
+    /// Ends a run. After an error whose outcome is unknown the same settlement is simply sent again.
+    pub async fn settle(&self, settlement: &Settlement) -> Result<Settled, RedisError> {
+        let mut answer = self.settle_once(settlement, None).await?;
+        if !matches!(answer, Answer::Document(_)) {
+            return Ok(answer.settled());
+        }
+        // The state is one document. Without turns, n nodes of a graph that end together compare about n²/2 times.
+        let turn = self.turns[self.turn(settlement)].lock();
+        let _turn = tokio::time::timeout(self.turn_timeout, turn).await;
+        for compare in 1..=COMPARES {
+            let Answer::Document(old) = answer else { return Ok(answer.settled()) };
+            let unreadable = || {
+                let key = self.keys.state(&settlement.delivery.item.graph_id);
+                Ok(Settled::WrongType { key })
+            };
+            let Ok(old) = std::str::from_utf8(&old) else { return unreadable() };
+            let node = settlement.delivery.item.node_id.as_str();
+            let Ok(new) = layout::replace_node_state(old, node, &settlement.node_state_json) else {
+                return unreadable();
+            };
+            if compare > 1 {
+                tokio::time::sleep(backoff(FIRST_WAIT, LONGEST_WAIT, compare - 1, fastrand::f64())).await;
+            }
+            answer = self.settle_once(settlement, Some((old, &new))).await?;
+        }
+        Ok(answer.settled())
+    }
+
+    /// Moves an entry that cannot be understood to the dead letters.
+    pub async fn dead_letter(&self, entry: &RawEntry, letter: &Letter) -> Result<Settled, RedisError> {
+        let mut call = DEAD_LETTER.call(3, letter.data.len() + 512);
+        call.arg(&*entry.stream)
+            .arg(self.keys.dead(&entry.stream))
+            .arg(self.keys.crashes(&entry.stream))
+            .arg(&*self.group)
+            .arg(entry.entry.as_str())
+            .arg(&*entry.token.consumer)
+            .arg(entry.token.deliveries);
+        letter.write(&mut call);
+        answer(self.link.eval(&DEAD_LETTER, &call).await?).map(Answer::settled)
+    }
+
+    async fn settle_once(&self, settlement: &Settlement, replace: Option<(&str, &str)>) -> Result<Answer, RedisError> {
+        let call = self.call(settlement, replace);
+        answer(self.link.eval(&SETTLE, &call).await?)
+    }
+
+    fn call(&self, settlement: &Settlement, replace: Option<(&str, &str)>) -> Cmd {
+        let delivery = &*settlement.delivery;
+        let item = &delivery.item;
+        let others = || self.streams.iter().filter(|stream| **stream != delivery.stream);
+        let (old, new) = replace.unwrap_or_default();
+        let bytes = settlement.event_json.len() + settlement.node_state_json.len() + old.len() + new.len() + 1024;
+        let mut call = SETTLE.call(7 + others().count(), bytes);
+        call.arg(&*delivery.stream)
+            .arg(self.keys.state(&item.graph_id))
+            .arg(self.keys.done(&item.graph_id))
+            .arg(self.keys.journal(&item.graph_id, &item.node_id, &item.run_id))
+            .arg(self.keys.events(settlement.event))
+            .arg(self.keys.crashes(&delivery.stream))
+            .arg(self.keys.dead(&delivery.stream));
+        for stream in others() {
+            call.arg(&**stream);
+        }
+        call.arg(&*self.group)
+            .arg(delivery.entry.as_str())
+            .arg(&*delivery.token.consumer)
+            .arg(delivery.token.deliveries)
+            .arg(record::field(&item.node_id, &item.run_id))
+            .arg(record::done(&delivery.work_id, &delivery.token, &settlement.event_id))
+            .arg(&*record::line(&delivery.work_id))
+            .arg(self.ttl_ms)
+            .arg(&settlement.event_json);
+        if settlement.write_state {
+            call.arg(format!("{}{}", layout::NODE, item.node_id)).arg(&settlement.node_state_json);
+        } else {
+            call.arg("").arg("");
+        }
+        call.arg(old).arg(new);
+        if let Some(letter) = &settlement.letter {
+            letter.write(&mut call);
+        }
+        call
+    }
+
+    fn turn(&self, settlement: &Settlement) -> usize {
+        let mut hasher = DefaultHasher::new();
+        settlement.delivery.item.graph_id.hash(&mut hasher);
+        usize::try_from(hasher.finish() % TURNS as u64).unwrap_or_default()
+    }
+}
+
+/// What the script said.
+enum Answer {
+    Settled(Settled),
+    /// The graph's state is this document, and not the one that was compared.
+    Document(Vec<u8>),
+}
+
+impl Answer {
+    fn settled(self) -> Settled {
+        match self {
+            Self::Settled(settled) => settled,
+            Self::Document(_) => Settled::Conflict,
+        }
+    }
+}
+
+fn answer(value: redis::Value) -> Result<Answer, RedisError> {
+    let what = "a settlement";
+    let (word, rest) = reply::word(value, what)?;
+    Ok(Answer::Settled(match word {
+        Word::Ok => Settled::Done,
+        Word::Gone => Settled::DoneStateGone,
+        Word::Again => Settled::Again,
+        Word::Duplicate => Settled::Duplicate,
+        Word::Lost => Settled::Lost,
+        Word::Conflict => return rest.map(Answer::Document).ok_or(RedisError::Unexpected { what }),
+        Word::WrongType => Settled::WrongType { key: reply::key(rest) },
+        Word::Hash | Word::Text | Word::Missing => return Err(RedisError::Unexpected { what }),
+    }))
+}
