@@ -17,6 +17,7 @@ pub mod config;
 pub mod domain;
 pub mod health;
 pub mod metrics;
+pub mod http;
 pub mod modes;
 pub mod ports;
 pub mod retry;

@@ -1,0 +1,219 @@
+//! What the Messages API sends back: messages, errors, and the headers about them.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::HeaderMap;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::error::StatusError;
+use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Usage};
+
+/// No wait that a provider asks for is taken as longer.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+/// Characters of a provider's error message that are kept.
+const MAX_MESSAGE_CHARS: usize = 500;
+
+#[derive(Deserialize)]
+struct Message {
+    #[serde(default)]
+    model: Option<String>,
+    content: Box<RawValue>,
+    #[serde(default)]
+    stop_reason: Option<String>,
+    #[serde(default)]
+    stop_details: Option<StopDetails>,
+    #[serde(default)]
+    usage: WireUsage,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct StopDetails {
+    category: Option<String>,
+    explanation: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct WireUsage {
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cache_creation_input_tokens: Option<u64>,
+    cache_read_input_tokens: Option<u64>,
+}
+
+/// The members of a block that the worker reads; blocks of other types pass through unread.
+#[derive(Deserialize)]
+struct Block {
+    #[serde(default)]
+    r#type: String,
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    input: Option<Value>,
+}
+
+/// Reads a message. `asked` is the model of the request, for servers that name none in the answer.
+pub(super) fn completion(
+    body: &[u8],
+    asked: &str,
+    request_id: Option<String>,
+    warnings: Vec<String>,
+) -> Result<Completion, String> {
+    let message: Message = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let blocks: Vec<Block> = serde_json::from_str(message.content.get())
+        .map_err(|error| format!("`content` is no list of blocks: {error}"))?;
+    let reason = message.stop_reason.ok_or("it has no `stop_reason`, so it is not complete")?;
+    let stop_reason = stop_reason(reason, message.stop_details.unwrap_or_default());
+    let text = blocks.iter().filter(|block| block.r#type == "text").filter_map(|block| block.text.as_deref()).collect();
+    // What was being written when the answer was cut may lack arguments; running it would be a guess.
+    let cut = matches!(stop_reason, StopReason::MaxTokens | StopReason::ContextExceeded | StopReason::Refusal { .. });
+    let whole = if cut { blocks.len().saturating_sub(1) } else { blocks.len() };
+    let tool_uses = blocks
+        .into_iter()
+        .take(whole)
+        .filter(|block| block.r#type == "tool_use")
+        .map(tool_use)
+        .collect::<Result<_, _>>()?;
+    Ok(Completion {
+        turn: AssistantTurn { raw: message.content, text, tool_uses },
+        stop_reason,
+        model: message.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked.to_owned()),
+        usage: usage(&message.usage),
+        request_id,
+        warnings,
+    })
+}
+
+fn stop_reason(reason: String, details: StopDetails) -> StopReason {
+    match reason.as_str() {
+        "end_turn" => StopReason::EndTurn,
+        "tool_use" => StopReason::ToolUse,
+        "max_tokens" => StopReason::MaxTokens,
+        "stop_sequence" => StopReason::StopSequence,
+        "pause_turn" => StopReason::PauseTurn,
+        "refusal" => StopReason::Refusal { category: details.category, explanation: details.explanation },
+        "model_context_window_exceeded" => StopReason::ContextExceeded,
+        _ => StopReason::Other(reason),
+    }
+}
+
+fn tool_use(block: Block) -> Result<ToolUse, String> {
+    let name = block.name.filter(|name| !name.is_empty()).ok_or("a `tool_use` block has no `name`")?;
+    let id = block.id.filter(|id| !id.is_empty()).ok_or_else(|| format!("the use of tool {name:?} has no `id`"))?;
+    let input = match block.input {
+        Some(Value::Object(input)) => input,
+        // Servers that imitate the API leave out the arguments of a tool that takes none.
+        None | Some(Value::Null) => Map::new(),
+        Some(_) => return Err(format!("the `input` of tool {name:?} is not an object")),
+    };
+    Ok(ToolUse { id, name, input })
+}
+
+/// The API counts cached tokens beside `input_tokens`; here they are part of them.
+fn usage(wire: &WireUsage) -> Usage {
+    let read = wire.cache_read_input_tokens.unwrap_or_default();
+    let written = wire.cache_creation_input_tokens.unwrap_or_default();
+    Usage {
+        input_tokens: wire.input_tokens.unwrap_or_default().saturating_add(read).saturating_add(written),
+        output_tokens: wire.output_tokens.unwrap_or_default(),
+        cache_read_tokens: read,
+        cache_write_tokens: written,
+    }
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorMember,
+    #[serde(default)]
+    request_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ErrorMember {
+    #[serde(default)]
+    r#type: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+}
+
+/// Reads an error answer; a body that is no error of the API still makes an error with its status. A gateway may
+/// repeat the key in its message, so the key is cut out.
+pub(super) fn error(provider: &str, status: u16, headers: &HeaderMap, body: &[u8], key: Option<&str>) -> StatusError {
+    let parsed: Option<ErrorBody> = serde_json::from_slice(body).ok();
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let (kind, message, in_body) = match parsed {
+        Some(body) => (body.error.r#type, body.error.message, body.request_id),
+        None => (None, None, None),
+    };
+    let mut message = message.unwrap_or_else(|| String::from("(no message)"));
+    if let Some(key) = key.filter(|key| !key.is_empty()) {
+        message = message.replace(key, "[key]");
+    }
+    StatusError {
+        provider: provider.to_owned(),
+        status,
+        kind: kind.filter(|kind| !kind.is_empty()),
+        message: shortened(&message),
+        retry_after: retry_after(headers, SystemTime::now()),
+        should_retry: header("x-should-retry").and_then(|value| value.parse().ok()),
+        request_id: request_id(headers).or(in_body),
+    }
+}
+
+/// Whether a body with a status of success is an error all the same, as some gateways send it.
+pub(super) fn is_error(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Kind {
+        #[serde(default)]
+        r#type: Option<String>,
+        #[serde(default)]
+        error: Option<Map<String, Value>>,
+        #[serde(default)]
+        content: Option<serde::de::IgnoredAny>,
+    }
+    serde_json::from_slice::<Kind>(body).is_ok_and(|body| {
+        body.error.is_some() && body.content.is_none() && body.r#type.is_none_or(|kind| kind == "error")
+    })
+}
+
+/// The provider's id of the request.
+pub(super) fn request_id(headers: &HeaderMap) -> Option<String> {
+    ["request-id", "x-request-id"]
+        .iter()
+        .filter_map(|name| headers.get(*name)?.to_str().ok())
+        .find(|id| !id.is_empty())
+        .map(str::to_owned)
+}
+
+/// How long the provider asks us to wait: `retry-after-ms`, else `retry-after` as seconds or as an HTTP date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let number = |text: &str, unit: f64| {
+        text.parse::<f64>().ok().and_then(|amount| Duration::try_from_secs_f64(amount * unit).ok())
+    };
+    let millis = header("retry-after-ms").and_then(|text| number(text, 0.001));
+    let wait = millis.or_else(|| header("retry-after").and_then(|text| number(text, 1.0).or_else(|| until(text, now))));
+    wait.filter(|wait| !wait.is_zero()).map(|wait| wait.min(MAX_RETRY_AFTER))
+}
+
+fn until(date: &str, now: SystemTime) -> Option<Duration> {
+    // An HTTP date is an RFC 2822 date whose zone is written GMT.
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok()?;
+    SystemTime::from(date).duration_since(now).ok()
+}
+
+fn shortened(message: &str) -> String {
+    let mut chars = message.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut short: String = chars.by_ref().take(MAX_MESSAGE_CHARS).collect();
+    if chars.next().is_some() {
+        short.push('…');
+    }
+    short
+}

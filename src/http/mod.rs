@@ -1,0 +1,3 @@
+//! What this process serves over HTTP.
+
+pub mod scripted_model;
