@@ -1,0 +1,282 @@
+//! JSON-RPC and MCP as they stand on the wire, read leniently: unknown members are ignored, odd ids are no number.
+
+use std::borrow::Cow;
+
+use jsonrpsee::core::middleware::Notification;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::error::excerpt;
+
+/// The version that we ask for.
+pub(super) const VERSION: &str = "2025-11-25";
+/// The versions that we understand when a server answers with an older one.
+pub(super) const VERSIONS: [&str; 4] = [VERSION, "2025-06-18", "2025-03-26", "2024-11-05"];
+
+/// The first request of a session.
+pub(super) const INITIALIZE: &str = "initialize";
+/// JSON-RPC: there is no such method.
+pub(super) const METHOD_NOT_FOUND: i64 = -32601;
+
+/// One message of a server.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// An answer.
+    Answer {
+        /// The request's id; none if it is no number of ours, as in errors of servers that could not read the request.
+        id: Option<u64>,
+        /// The result, or the error.
+        outcome: Result<Box<RawValue>, Fault>,
+    },
+    /// A request of the server.
+    Request {
+        /// Its id, to be sent back as it is.
+        id: Box<RawValue>,
+        /// What it asks for.
+        method: String,
+    },
+    /// A notification.
+    Notification {
+        /// What it tells.
+        method: String,
+    },
+}
+
+/// A JSON-RPC error.
+#[derive(Debug, Deserialize)]
+pub(super) struct Fault {
+    /// Its code.
+    #[serde(default)]
+    pub(super) code: i64,
+    /// What the server says; not shortened yet.
+    #[serde(default)]
+    pub(super) message: String,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+/// The messages of one frame: one, or several where a server of 2025-03-26 sends a batch. None if it is no JSON-RPC.
+pub(super) fn parse(text: &str) -> Option<Vec<Incoming>> {
+    if text.trim_start().starts_with('[') {
+        let frames: Vec<&RawValue> = serde_json::from_str(text).ok()?;
+        return frames.into_iter().map(|frame| parse_one(frame.get())).collect();
+    }
+    parse_one(text).map(|message| vec![message])
+}
+
+fn parse_one(text: &str) -> Option<Incoming> {
+    let message: Message<'_> = serde_json::from_str(text).ok()?;
+    match message {
+        Message { method: Some(method), id: Some(id), .. } => {
+            Some(Incoming::Request { id: id.to_owned(), method: method.into_owned() })
+        }
+        Message { method: Some(method), id: None, .. } => Some(Incoming::Notification { method: method.into_owned() }),
+        Message { error: Some(error), id, .. } => {
+            let fault =
+                serde_json::from_str(error.get()).unwrap_or_else(|_| Fault { code: 0, message: excerpt(error.get()) });
+            Some(Incoming::Answer { id: number(id), outcome: Err(fault) })
+        }
+        Message { result: Some(result), id, .. } => {
+            Some(Incoming::Answer { id: number(id), outcome: Ok(result.to_owned()) })
+        }
+        // An answer to us that says nothing, or null: better an answer that cannot be used than a wait for another.
+        Message { id, .. } => {
+            let id = number(id)?;
+            Some(Incoming::Answer { id: Some(id), outcome: Ok(RawValue::NULL.to_owned()) })
+        }
+    }
+}
+
+fn number(id: Option<&RawValue>) -> Option<u64> {
+    id?.get().parse().ok()
+}
+
+/// Parameters as they go out. Always an object: a server of the TypeScript SDK refuses `"params": null`.
+pub(super) fn params(value: &impl Serialize) -> Box<RawValue> {
+    to_raw_value(value).expect("maps with string keys serialise")
+}
+
+/// A notification with empty parameters.
+pub(super) fn notification(method: &'static str) -> Notification<'static> {
+    Notification::new(Cow::Borrowed(method), Some(Cow::Owned(params(&serde_json::Map::new()))))
+}
+
+/// The notification that we gave up on a request.
+pub(super) fn cancelled(id: u64) -> Notification<'static> {
+    let body = serde_json::json!({"requestId": id, "reason": "the caller gave up"});
+    Notification::new(Cow::Borrowed("notifications/cancelled"), Some(Cow::Owned(params(&body))))
+}
+
+/// The answer to `initialize`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct InitializeResult {
+    /// The version that the server chose.
+    pub(super) protocol_version: String,
+    /// What it offers.
+    #[serde(default)]
+    pub(super) capabilities: Capabilities,
+    /// Who it is.
+    #[serde(default)]
+    pub(super) server_info: Implementation,
+    /// How to use it, for a model.
+    #[serde(default)]
+    pub(super) instructions: Option<String>,
+}
+
+/// What a server offers.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Capabilities {
+    /// Tools.
+    pub(super) tools: Option<ToolsCapability>,
+}
+
+/// What a server offers about tools.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct ToolsCapability {
+    /// Whether it tells when they change.
+    pub(super) list_changed: bool,
+}
+
+/// Who a server is.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Implementation {
+    /// Its name.
+    pub(super) name: String,
+    /// Its version.
+    pub(super) version: String,
+}
+
+/// One page of `tools/list`. Tools are read one by one, so that a broken one costs only itself.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ToolsPage {
+    /// The tools.
+    pub(super) tools: Vec<Value>,
+    /// Where the next page begins. Only its absence ends the list: an empty text is a cursor.
+    #[serde(default)]
+    pub(super) next_cursor: Option<String>,
+}
+
+/// A tool of a list.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Tool {
+    /// Its name.
+    pub(super) name: String,
+    /// Its name for people.
+    #[serde(default)]
+    pub(super) title: Option<String>,
+    /// What it is for.
+    #[serde(default)]
+    pub(super) description: Option<String>,
+    /// The JSON Schema of its arguments.
+    #[serde(default)]
+    pub(super) input_schema: Option<Value>,
+    /// The JSON Schema of its structured answer.
+    #[serde(default)]
+    pub(super) output_schema: Option<Value>,
+    /// What is said of its effects.
+    #[serde(default)]
+    pub(super) annotations: Option<Annotations>,
+}
+
+/// What is said of a tool's effects.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Annotations {
+    /// Its name for people, where older servers put it.
+    pub(super) title: Option<String>,
+    /// It changes nothing.
+    pub(super) read_only_hint: Option<bool>,
+    /// Twice is the same as once.
+    pub(super) idempotent_hint: Option<bool>,
+}
+
+/// The answer to `tools/call`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CallResult {
+    /// Content blocks, of any kind.
+    #[serde(default)]
+    pub(super) content: Vec<Value>,
+    /// The structured answer.
+    #[serde(default)]
+    pub(super) structured_content: Option<Value>,
+    /// The tool says that it failed.
+    #[serde(default)]
+    pub(super) is_error: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Incoming {
+        parse(text).expect("a message").pop().expect("one message")
+    }
+
+    #[test]
+    fn an_answer_carries_its_result_as_it_was_written() {
+        let Incoming::Answer { id: Some(7), outcome: Ok(result) } =
+            one(r#"{"result":{"b":1.0,"a":10000000000000000000000},"id":7,"jsonrpc":"2.0","extra":0}"#)
+        else {
+            panic!("an answer to 7")
+        };
+        assert_eq!(result.get(), r#"{"b":1.0,"a":10000000000000000000000}"#);
+    }
+
+    #[test]
+    fn errors_with_odd_ids_are_answers_without_one() {
+        for id in [r#""id":null,"#, r#""id":"server-error","#, "", r#""id":-3,"#, r#""id":1.5,"#] {
+            let text = format!(r#"{{{id}"jsonrpc":"2.0","error":{{"code":-32000,"message":"no","strange":1}}}}"#);
+            let Incoming::Answer { id: None, outcome: Err(fault) } = one(&text) else { panic!("{text}") };
+            assert_eq!((fault.code, fault.message.as_str()), (-32000, "no"));
+        }
+    }
+
+    #[test]
+    fn a_request_keeps_its_id_and_a_notification_has_none() {
+        let Incoming::Request { id, method } = one(r#"{"jsonrpc":"2.0","id":"a-1","method":"ping"}"#) else {
+            panic!("a request")
+        };
+        assert_eq!((id.get(), method.as_str()), (r#""a-1""#, "ping"));
+        assert!(matches!(one(r#"{"method":"notifications/x","params":{}}"#), Incoming::Notification { .. }));
+    }
+
+    #[test]
+    fn a_batch_of_an_old_server_is_taken_apart() {
+        let batch = r#" [{"id":1,"result":{}},{"method":"notifications/x"}]"#;
+        assert_eq!(parse(batch).expect("a batch").len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_message_is_none() {
+        for text in ["", "hello", "{}", "[1]", "null", r#"{"id":"1"}"#, r#"{"id":1,"result":{}"#] {
+            assert!(parse(text).is_none(), "{text}");
+        }
+        assert!(matches!(one(r#"{"id":1,"result":null}"#), Incoming::Answer { id: Some(1), outcome: Ok(_) }));
+    }
+
+    #[test]
+    fn notifications_never_have_null_parameters() {
+        let text = serde_json::to_string(&notification("notifications/initialized")).expect("it serialises");
+        assert_eq!(text, r#"{"jsonrpc":"2.0","method":"notifications/initialized","params":{}}"#);
+        let text = serde_json::to_string(&cancelled(3)).expect("it serialises");
+        assert!(text.contains(r#""requestId":3"#), "{text}");
+    }
+}
