@@ -1,13 +1,283 @@
-//! Puts defaults, file and environment together and refuses what cannot be meant.
+//! Puts defaults, file, environment and flags together and refuses what cannot be meant: compiled defaults, then the
+//! file, then the environment, then flags, the later over the earlier. What values mean together is [`validate`]'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Format, Toml};
+use figment::value::{Dict, Value};
 
-use crate::config::{Config, DEFAULT_TOML};
+use crate::config::env::{Environment, MCP_SERVERS};
+use crate::config::error::{ConfigError, Problem};
+use crate::config::layer::{Layer, get};
+use crate::config::schema::{self, KEYS, PROVIDER_KINDS};
+use crate::config::show::{self, Entry};
+use crate::config::source::Source;
+use crate::config::{Config, DEFAULT_TOML, file, redis_addr, validate};
+use crate::domain::node::nearest;
+
+/// What a configuration is read from. There is no `Debug`: the environment holds secrets.
+#[derive(Clone, Default)]
+pub struct LoadOptions {
+    /// The file of `--config`; without it the one that `EXECUTOR_CONFIG` names, else none.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub env: BTreeMap<OsString, OsString>,
+    /// What flags set; they win over everything.
+    pub flags: Vec<Flag>,
+}
+
+impl LoadOptions {
+    /// The environment of this process, with a file and flags of the command line.
+    pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
+        Self { file, env: std::env::vars_os().collect(), flags }
+    }
+}
+
+/// One value that a flag sets.
+#[derive(Clone)]
+pub struct Flag {
+    /// The flag as it is written, `--port`.
+    pub name: String,
+    /// The dotted path of the key.
+    pub key: String,
+    /// The value as a text; it is read as the environment's are.
+    pub value: String,
+}
+
+/// A configuration with its origin.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// Where each value came from, by dotted path; what is absent is a default.
+    pub sources: BTreeMap<String, Source>,
+    /// What was seen and is no error: to be logged once at the start.
+    pub warnings: Vec<String>,
+    /// Every key in order with its value fit to be shown.
+    pub entries: Vec<Entry>,
+}
+
+impl Loaded {
+    /// Where the value of a key came from.
+    pub fn source(&self, key: &str) -> Source {
+        self.sources.get(key).cloned().unwrap_or(Source::Default)
+    }
+}
 
 /// The compiled-in defaults alone.
 pub fn defaults() -> Config {
     Figment::from(Toml::string(DEFAULT_TOML)).extract().expect("config/default.toml is complete; a test holds it")
+}
+
+/// Reads the configuration, or says everything that is wrong with it.
+pub fn load(options: &LoadOptions) -> Result<Loaded, ConfigError> {
+    let mut problems = Vec::new();
+    let environment = Environment::read(&options.env, &mut problems);
+    let path = options.file.clone().or_else(|| environment.file.clone());
+    let from_file = match path.as_deref().map(|path| file::read(path, &mut problems)) {
+        Some(Some(layer)) => layer,
+        // Without the file most of what follows would be blamed for what stands in it.
+        Some(None) => return Err(ConfigError { problems }),
+        None => Layer::default(),
+    };
+    let from_flags = flags(&options.flags, &mut problems);
+    let from_env = settle_environment(&environment, &from_file, &from_flags, &mut problems);
+
+    let figment = Figment::from(Toml::string(DEFAULT_TOML)).merge(&from_file).merge(&from_env).merge(&from_flags);
+    let merged: Dict = figment.extract().map_err(|error| unexpected(&error))?;
+    let mut sources = from_file.sources.clone();
+    sources.extend(from_env.sources.clone());
+    sources.extend(from_flags.sources.clone());
+
+    let derived = derive(&merged, &sources, &mut problems);
+    let beneath = beneath(&merged, &environment);
+    for (key, source) in &beneath.sources {
+        sources.entry(key.clone()).or_insert_with(|| source.clone());
+    }
+    sources.extend(derived.sources.clone());
+    let figment = figment.merge(&derived).join(&beneath);
+    let merged: Dict = figment.extract().map_err(|error| unexpected(&error))?;
+    let config: Config = figment.extract().map_err(|error| unexpected(&error))?;
+
+    validate::validate(&config, &sources, &mut problems);
+    if !problems.is_empty() {
+        return Err(ConfigError { problems });
+    }
+    let mut warnings = environment.warnings;
+    warnings.extend(validate::warnings(&config, &sources));
+    let entries = show::entries(&config, &merged, &sources);
+    Ok(Loaded { config, file: path, sources, warnings, entries })
+}
+
+/// Values of the command line, given their types.
+fn flags(flags: &[Flag], problems: &mut Vec<Problem>) -> Layer {
+    let mut layer = Layer::default();
+    for Flag { name, key, value } in flags {
+        let source = Source::Flag(name.clone());
+        let path: Vec<&str> = key.split('.').collect();
+        match schema::find(&path).map(|key| key.kind.parse(value)) {
+            Some(Ok(value)) => layer.insert(&path, value, source),
+            Some(Err(message)) => problems.push(Problem::new(key, source, message)),
+            None => problems.push(Problem::new(key, source, format!("there is no key `{key}`"))),
+        }
+    }
+    layer
+}
+
+/// The environment as a layer: `LLM_*` go to the provider that is the default after all, `MCP_SERVERS` to the servers.
+fn settle_environment(
+    environment: &Environment,
+    from_file: &Layer,
+    from_flags: &Layer,
+    problems: &mut Vec<Problem>,
+) -> Layer {
+    let mut layer = Layer::default();
+    for setting in environment.settings.iter().filter(|setting| !setting.key.is_free()) {
+        let path: Vec<&str> = setting.key.path.split('.').collect();
+        layer.insert(&path, setting.value.clone(), setting.source.clone());
+    }
+    list_servers(environment, from_file, &mut layer, problems);
+
+    let compiled = defaults_layer();
+    let default = |layer: &Layer| layer.get(&["llm", "default"]).and_then(Value::as_str).map(str::to_owned);
+    let layers = [from_flags, &layer, from_file, &compiled];
+    let Some((name, source)) = layers.iter().find_map(|layer| {
+        let source = layer.sources.get("llm.default").cloned().unwrap_or(Source::Default);
+        Some((default(layer)?, source))
+    }) else {
+        return layer;
+    };
+    let configured: BTreeSet<String> =
+        layers.iter().flat_map(|layer| names(&layer.values, "llm", "providers")).collect();
+    if !configured.contains(&name) {
+        let Some(kind) = PROVIDER_KINDS.iter().find(|kind| **kind == name) else {
+            let known: BTreeSet<&str> =
+                configured.iter().map(String::as_str).chain(PROVIDER_KINDS.iter().copied()).collect();
+            let hint = nearest(&name, known.iter().copied()).map(|near| format!("; did you mean {near}?"));
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            let hint = hint.unwrap_or_default();
+            problems.push(Problem::new("llm.default", source, format!("names no provider; known are {known}{hint}")));
+            return layer;
+        };
+        layer.insert(&["llm", "providers", &name, "kind"], Value::from(*kind), source);
+    }
+    for setting in environment.settings.iter().filter(|setting| setting.key.is_free()) {
+        let member = setting.key.path.rsplit('.').next().unwrap_or_default();
+        layer.insert(&["llm", "providers", &name, member], setting.value.clone(), setting.source.clone());
+    }
+    layer
+}
+
+/// Puts the servers of `MCP_SERVERS` before those of the file.
+fn list_servers(environment: &Environment, from_file: &Layer, layer: &mut Layer, problems: &mut Vec<Problem>) {
+    if environment.servers.is_empty() {
+        return;
+    }
+    let source = Source::Environment(MCP_SERVERS.to_owned());
+    for server in &environment.servers {
+        let path = ["mcp", "servers", &server.name];
+        let in_file = get(&from_file.values, &path).and_then(Value::as_dict);
+        let same = in_file.and_then(|server| server.get("url")).and_then(Value::as_str) == Some(&server.url);
+        if in_file.is_some() && !same {
+            let message = format!(
+                "server `{}` stands in the file too, with another address; give one of the two another name",
+                server.name
+            );
+            problems.push(Problem::new("mcp.servers", source.clone(), message));
+            continue;
+        }
+        layer.insert(&["mcp", "servers", &server.name, "url"], Value::from(server.url.as_str()), source.clone());
+    }
+    let listed: Vec<String> = environment.servers.iter().map(|server| server.name.clone()).collect();
+    let order = |layer: &Layer| -> Vec<String> {
+        let order = layer.get(&["mcp", "order"]).and_then(Value::as_array).unwrap_or_default();
+        order.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    // An order that the environment gives is the operator's last word; one in the file did not know of these servers.
+    let (own, source) = match layer.sources.get("mcp.order") {
+        Some(source) => ([order(layer), listed].concat(), source.clone()),
+        None => ([listed, order(from_file)].concat(), source),
+    };
+    let mut seen = BTreeSet::new();
+    let order: Vec<String> = own.into_iter().filter(|name| seen.insert(name.clone())).collect();
+    layer.insert(&["mcp", "order"], Value::from(order), source);
+}
+
+/// What follows from other values: the name of the host, and an address without its password.
+fn derive(merged: &Dict, sources: &BTreeMap<String, Source>, problems: &mut Vec<Problem>) -> Layer {
+    let mut layer = Layer::default();
+    let text = |path: &[&str]| get(merged, path).and_then(Value::as_str);
+    if text(&["worker", "id"]).is_none_or(str::is_empty) {
+        match nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).filter(|name| !name.is_empty()) {
+            Some(name) => layer.insert(&["worker", "id"], Value::from(name), Source::Host),
+            None => problems.push(Problem::missing("worker.id", "the host has no name to take; set WORKER_ID")),
+        }
+    }
+    let source = sources.get("redis.url").cloned().unwrap_or(Source::Default);
+    match redis_addr::parse(text(&["redis", "url"]).unwrap_or_default()) {
+        Ok(address) => {
+            if let Some(password) = address.password {
+                if text(&["redis", "password"]).is_some_and(|other| other != password) {
+                    let message = "has another password in it than redis.password says; take it out of the address";
+                    problems.push(Problem::new("redis.url", source.clone(), message));
+                }
+                layer.insert(&["redis", "password"], Value::from(password), source.clone());
+            }
+            layer.insert(&["redis", "url"], Value::from(address.url), source);
+        }
+        Err(message) => problems.push(Problem::new("redis.url", source, message)),
+    }
+    layer
+}
+
+/// What lies beneath everything else: members that servers and providers leave out, and the fallback keys.
+fn beneath(merged: &Dict, environment: &Environment) -> Layer {
+    let mut layer = Layer::default();
+    for (section, group) in [("llm", "providers"), ("mcp", "servers")] {
+        for name in names(merged, section, group) {
+            for key in KEYS.iter().filter(|key| key.path.starts_with(&format!("{section}.{group}.*."))) {
+                let member = key.path.rsplit('.').next().unwrap_or_default();
+                if let Some(Ok(value)) = key.default.map(|default| key.kind.parse(default)) {
+                    layer.insert(&[section, group, &name, member], value, Source::Default);
+                }
+            }
+        }
+    }
+    for name in names(merged, "llm", "providers") {
+        let kind = get(merged, &["llm", "providers", &name, "kind"]).and_then(Value::as_str).unwrap_or("anthropic");
+        if let Some((_, key, source)) = environment.fallback_keys.iter().find(|(of, _, _)| *of == kind) {
+            layer.insert(&["llm", "providers", &name, "api_key"], key.clone(), source.clone());
+        }
+    }
+    layer.sources.retain(|_, source| *source != Source::Default);
+    layer
+}
+
+fn defaults_layer() -> Layer {
+    let values = Toml::from_str(DEFAULT_TOML).expect("config/default.toml is TOML; a test holds it");
+    Layer { values, sources: BTreeMap::new() }
+}
+
+/// The names in a table of servers or providers.
+fn names(values: &Dict, section: &str, group: &str) -> Vec<String> {
+    let table = get(values, &[section, group]).and_then(Value::as_dict);
+    table.map(|table| table.keys().cloned().collect()).unwrap_or_default()
+}
+
+/// An error of figment, which would print the value: its key alone is told.
+fn unexpected(error: &figment::Error) -> ConfigError {
+    let key = if error.path.is_empty() { String::from("configuration") } else { error.path.join(".") };
+    ConfigError::from(Problem::missing(key, "has a value that cannot be used"))
+}
+
+/// Reads one file alone, with no environment and no flags.
+pub fn load_file(path: &Path) -> Result<Loaded, ConfigError> {
+    load(&LoadOptions { file: Some(path.to_owned()), ..LoadOptions::default() })
 }
 
 #[cfg(test)]

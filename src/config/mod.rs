@@ -2,8 +2,17 @@
 //! which is compiled in; reading files and the environment is [`load`]'s.
 
 pub mod duration;
+pub mod env;
+pub mod error;
+pub mod file;
+pub mod layer;
 pub mod load;
+pub mod mcp_servers;
+pub mod redis_addr;
+pub mod schema;
 pub mod show;
+pub mod source;
+pub mod validate;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
