@@ -1,0 +1,80 @@
+# The two commands: `make run-local` and `make test`. Everything else is listed by `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+CONTAINER ?= $(firstword $(notdir $(shell command -v podman docker)) docker)
+IMAGE ?= da-node-executor
+# Handed to the program by `make run-local`, for example ARGS=--once.
+ARGS ?=
+
+# The node that scripts/setup chose goes before the machine's, which may be too old.
+export PATH := $(CURDIR)/.cache/node/bin:$(PATH)
+LINT := .cache/lint/bin
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: run-local
+run-local: ## Set up what is missing, build, run the demo until Ctrl-C
+	@scripts/setup run
+# A debug build: the demo waits for the compiler, not for the program.
+	$(CARGO) run --locked -- dev $(ARGS)
+
+.PHONY: test
+test: ## Set up what is missing, run every test
+	@scripts/setup
+# nextest leaves documentation tests out; they go first, so that the report of the many closes the output.
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    $(CARGO) test --locked --doc && $(CARGO) nextest run --locked --no-fail-fast; \
+	else \
+	    $(CARGO) test --locked --no-fail-fast; \
+	fi
+
+.PHONY: lint
+lint: fmt clippy doc lint-files lint-deps ## Everything that judges without running
+
+.PHONY: fmt
+fmt: ## Is the code formatted?
+	$(CARGO) fmt --check
+
+.PHONY: clippy
+clippy: ## Compiler and clippy warnings as errors
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+.PHONY: doc
+doc: ## Documentation, with warnings as errors
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps --document-private-items
+
+.PHONY: lint-files
+lint-files: ## Shell scripts, Containerfile and compose.yaml
+	@scripts/setup lint
+	$(LINT)/shellcheck scripts/setup .ci/run
+	$(LINT)/hadolint Containerfile
+	$(LINT)/docker-compose --file compose.yaml config --quiet
+
+.PHONY: lint-deps
+lint-deps: ## One crypto provider: two of them panic at the first TLS connection
+	@tree=$$($(CARGO) tree --locked --target all --edges all --prefix none); \
+	if grep -E '^(aws-lc-rs|aws-lc-sys|openssl-sys) ' <<<"$$tree"; then \
+	    echo 'a dependency brings a second crypto library: `cargo tree -i` names it' >&2; exit 1; \
+	fi
+
+.PHONY: bench
+bench: ## Measure; docs/benchmarks.md explains the figures
+	@scripts/setup run
+	$(CARGO) bench --locked --bench '*'
+
+.PHONY: container
+container: ## Build the container image with podman or docker
+# podman's own image format has no health check.
+	$(CONTAINER) build $(if $(filter podman,$(CONTAINER)),--format docker) --file Containerfile --tag $(IMAGE) \
+	    --build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p;T;q' Cargo.toml)" \
+	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+
+.PHONY: clean
+clean: ## Remove what was built and what scripts/setup brought
+	rm -rf target .cache
