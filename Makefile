@@ -29,7 +29,7 @@ test: ## Set up what is missing, run every test
 	@scripts/setup
 # nextest leaves documentation tests out; they go first, so that the report of the many closes the output.
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	    $(CARGO) test --locked --doc && $(CARGO) nextest run --locked --no-fail-fast; \
+	    $(CARGO) test --locked --doc && $(CARGO) nextest run --locked; \
 	else \
 	    $(CARGO) test --locked --no-fail-fast; \
 	fi
