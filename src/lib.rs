@@ -12,13 +12,17 @@
 //! Imports point down only: `cli` and `app` over `http` and `actors`, those over `modes` and `clients`, all over
 //! `ports`, `config` and `domain`. `tests/layers.rs` holds it. Start reading at [`actors::executor`].
 
+pub mod actors;
+pub mod app;
+pub mod cli;
 pub mod clients;
 pub mod config;
 pub mod domain;
 pub mod health;
-pub mod metrics;
 pub mod http;
+pub mod metrics;
 pub mod modes;
 pub mod ports;
 pub mod retry;
+pub mod telemetry;
 pub mod tools;

@@ -1,3 +1,12 @@
-//! The `executor-worker` binary.
+//! The `executor-worker` binary: arguments, configuration, logs, exit code. Everything else is the library's.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use da_node_executor::cli::Cli;
+
+fn main() -> ExitCode {
+    // The one TLS provider of the process; clients that ask the process default would panic without it.
+    rustls::crypto::ring::default_provider().install_default().expect("nothing was installed before main");
+    ExitCode::from(Cli::parse().run())
+}

@@ -31,6 +31,10 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// Every type.
+    pub const ALL: [Self; 5] =
+        [Self::NodeCompleted, Self::NodeFailed, Self::NodeStarted, Self::NodeProgress, Self::ToolExecuted];
+
     /// Every type that is live progress, best effort.
     pub const PROGRESS: [Self; 3] = [Self::NodeStarted, Self::NodeProgress, Self::ToolExecuted];
 

@@ -86,6 +86,23 @@ pub enum RedisError {
 }
 
 impl RedisError {
+    /// Whether the server cannot be reached or does not serve, as opposed to refusing one command.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::NotReady { .. } | Self::Auth { .. } => true,
+            Self::Address { .. }
+            | Self::Oom
+            | Self::ReadOnly
+            | Self::MisConf
+            | Self::NoReplicas
+            | Self::NoGroup
+            | Self::NoScript
+            | Self::WrongType { .. }
+            | Self::Unexpected { .. }
+            | Self::Other { .. } => false,
+        }
+    }
+
     /// Classifies what a command met; `limit` is how long it was allowed to take.
     pub(super) fn from_command(error: redis::RedisError, limit: Duration) -> Self {
         if error.is_timeout() {

@@ -88,6 +88,11 @@ impl Leases {
         &self.streams
     }
 
+    /// Asks the server for a sign of life.
+    pub async fn ping(&self) -> Result<(), RedisError> {
+        self.link.ping().await
+    }
+
     /// Begins each lease anew. The answers are in the order of the entries.
     pub async fn renew(&self, held: &[Held]) -> Result<Vec<Renewal>, RedisError> {
         self.hold(held, &self.consumer, Duration::ZERO).await

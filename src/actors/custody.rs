@@ -1,0 +1,191 @@
+//! What travels with an item while it is ours: its permit, its lease and its cancellation. Dropping it gives all
+//! three back, so that no path, a panic included, can leak a slot or renew a lease for nobody.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::clients::redis::Held;
+use crate::domain::ids::EntryId;
+use crate::domain::work::Token;
+use crate::ports::{Cancel, CancelReason};
+
+type Key = (Arc<str>, EntryId);
+
+/// The entries that this process holds.
+#[derive(Debug, Clone, Default)]
+pub struct InFlight {
+    entries: Arc<Mutex<HashMap<Key, Entry>>>,
+    gauge: Gauge,
+}
+
+#[derive(Debug)]
+struct Entry {
+    deliveries: u64,
+    cancel: Cancel,
+    settling: bool,
+}
+
+/// The permit, the lease and the cancellation of one item.
+#[derive(Debug)]
+pub struct Custody {
+    key: Key,
+    in_flight: InFlight,
+    /// Tells the work to end before its time.
+    pub cancel: Cancel,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl InFlight {
+    /// Nothing held, counted by `gauge`.
+    pub fn new(gauge: Gauge) -> Self {
+        Self { entries: Arc::default(), gauge }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().expect("nobody panics while holding the table")
+    }
+
+    /// Takes an entry into custody. None if it is here already: it is adopted, never started twice.
+    pub fn take(
+        &self,
+        stream: &Arc<str>,
+        entry: &EntryId,
+        token: &Token,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<Custody> {
+        let key = (Arc::clone(stream), entry.clone());
+        let mut entries = self.lock();
+        if let Some(known) = entries.get_mut(&key) {
+            known.deliveries = token.deliveries;
+            return None;
+        }
+        let cancel = Cancel::new();
+        entries.insert(
+            key.clone(),
+            Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false },
+        );
+        drop(entries);
+        self.gauge.inc();
+        Some(Custody { key, in_flight: self.clone(), cancel, _permit: permit })
+    }
+
+    /// Everything held, for a renewal. What is being settled is renewed too.
+    pub fn held(&self) -> Vec<Held> {
+        self.lock()
+            .iter()
+            .map(|((stream, entry), held)| Held {
+                stream: Arc::clone(stream),
+                entry: entry.clone(),
+                deliveries: held.deliveries,
+            })
+            .collect()
+    }
+
+    /// The ids held of one stream, so that a takeover skips them.
+    pub fn ids(&self, stream: &str) -> Vec<EntryId> {
+        self.lock().keys().filter(|(of, _)| of.as_ref() == stream).map(|(_, entry)| entry.clone()).collect()
+    }
+
+    /// How many are held.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A renewal found the lease lost. Ignored once a settle is sent: only its answer decides then.
+    /// Says whether the work was told.
+    pub fn lost(&self, held: &Held) -> bool {
+        let entries = self.lock();
+        match entries.get(&(Arc::clone(&held.stream), held.entry.clone())) {
+            Some(entry) if !entry.settling && entry.deliveries == held.deliveries => {
+                entry.cancel.cancel(CancelReason::Lost);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends everything that is not being settled, because the worker stops.
+    pub fn stop_all(&self) {
+        for entry in self.lock().values().filter(|entry| !entry.settling) {
+            entry.cancel.cancel(CancelReason::Stopping);
+        }
+    }
+}
+
+impl Custody {
+    /// From here on only the answer to the settle decides whose the entry is.
+    pub fn settling(&self) {
+        if let Some(entry) = self.in_flight.lock().get_mut(&self.key) {
+            entry.settling = true;
+        }
+    }
+
+    /// The entry as the lease scripts take it.
+    pub fn held(&self) -> Held {
+        let deliveries = self.in_flight.lock().get(&self.key).map_or(0, |entry| entry.deliveries);
+        Held { stream: Arc::clone(&self.key.0), entry: self.key.1.clone(), deliveries }
+    }
+}
+
+impl Drop for Custody {
+    fn drop(&mut self) {
+        self.in_flight.lock().remove(&self.key);
+        self.in_flight.gauge.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn token(deliveries: u64) -> Token {
+        Token { consumer: Arc::from("w:1"), deliveries }
+    }
+
+    fn take(table: &InFlight, pool: &Arc<Semaphore>, deliveries: u64) -> Option<Custody> {
+        let permit = Arc::clone(pool).try_acquire_owned().expect("the pool has room");
+        table.take(&Arc::from("s"), &EntryId::new("1-0"), &token(deliveries), permit)
+    }
+
+    #[test]
+    fn dropping_the_custody_gives_the_permit_and_the_lease_back() {
+        let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(2)));
+        let custody = take(&table, &pool, 1).expect("the entry is new");
+        assert_eq!((table.held().len(), pool.available_permits()), (1, 1));
+        drop(custody);
+        assert_eq!((table.held().len(), pool.available_permits()), (0, 2));
+    }
+
+    #[test]
+    fn an_entry_that_is_here_already_is_adopted_with_its_new_token() {
+        let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(2)));
+        let custody = take(&table, &pool, 1).expect("the entry is new");
+        assert!(take(&table, &pool, 2).is_none());
+        assert_eq!(custody.held().deliveries, 2);
+        assert_eq!(pool.available_permits(), 1, "the second permit went back");
+    }
+
+    #[test]
+    fn a_lost_lease_cancels_the_work_unless_it_is_being_settled_or_renewed_since() {
+        let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(2)));
+        let custody = take(&table, &pool, 1).expect("the entry is new");
+        assert!(!table.lost(&Held { deliveries: 7, ..custody.held() }), "an older or newer token says nothing");
+        custody.settling();
+        assert!(!table.lost(&custody.held()));
+        assert_eq!(custody.cancel.reason(), None);
+        drop(custody);
+        let custody = take(&table, &pool, 1).expect("the entry is new again");
+        assert!(table.lost(&custody.held()));
+        assert_eq!(custody.cancel.reason(), Some(CancelReason::Lost));
+    }
+}

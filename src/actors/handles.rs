@@ -1,0 +1,236 @@
+//! The ports over messages: what the modes call becomes a message to an actor here, and nothing else happens.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use actix::{Actor, Handler, Message};
+use actix::dev::ToEnvelope;
+use futures_util::FutureExt as _;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::llm::LlmActor;
+use crate::actors::mcp::{McpSessionActor, Server};
+use crate::actors::messages::{CallTool, Complete, Discover, NodeIds, Open, Read};
+use crate::actors::progress::ProgressLog;
+use crate::actors::store::StateStore;
+use crate::actors::supervise::Post;
+use crate::domain::event::EventType;
+use crate::domain::ids::GraphId;
+use crate::domain::message::Completion;
+use crate::domain::node::nearest;
+use crate::domain::outcome::Failure;
+use crate::domain::state::Snapshot;
+use crate::domain::tool::{ToolOutput, ToolSpec};
+use crate::domain::work::Delivery;
+use crate::metrics::{Metrics, ServerLabels, ToolLabels};
+use crate::ports::{CallContext, Events, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted};
+use crate::tools::registry::Registry;
+use crate::tools::resolve::{Catalog, resolve};
+
+/// All ports of one worker.
+#[derive(Clone)]
+pub struct Handles {
+    /// Models.
+    pub llm: LlmHandle,
+    /// Tools.
+    pub tools: ToolHandle,
+    /// State.
+    pub store: StoreHandle,
+    /// Progress.
+    pub events: ProgressLog,
+}
+
+impl Ports for Handles {
+    type Llm = LlmHandle;
+    type Tools = ToolHandle;
+    type Store = StoreHandle;
+    type Events = ProgressLog;
+
+    fn llm(&self) -> &LlmHandle {
+        &self.llm
+    }
+    fn tools(&self) -> &ToolHandle {
+        &self.tools
+    }
+    fn store(&self) -> &StoreHandle {
+        &self.store
+    }
+    fn events(&self) -> &ProgressLog {
+        &self.events
+    }
+}
+
+/// Sends a message and waits for its answer. An actor that is being rebuilt is a passing trouble.
+async fn ask<A, M, T>(post: &Post<A>, role: &'static str, message: M) -> Result<T, Failure>
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message<Result = Result<T, Failure>> + Send + 'static,
+    T: Send + 'static,
+{
+    let away = || Failure::retriable("actor_restarting", format!("the worker's {role} is being restarted"));
+    post.addr().ok_or_else(away)?.send(message).await.map_err(|_| away())?
+}
+
+/// Models, a provider an actor.
+#[derive(Clone)]
+pub struct LlmHandle {
+    providers: Arc<HashMap<String, Post<LlmActor>>>,
+    default: Arc<str>,
+}
+
+impl LlmHandle {
+    /// These providers; nodes that name none use `default`.
+    pub fn new(providers: HashMap<String, Post<LlmActor>>, default: &str) -> Self {
+        Self { providers: Arc::new(providers), default: Arc::from(default) }
+    }
+}
+
+impl Llm for LlmHandle {
+    async fn complete(&self, request: LlmRequest) -> Result<Completion, Failure> {
+        let name = request.settings.provider.as_deref().unwrap_or(&self.default);
+        let Some(post) = self.providers.get(name) else {
+            let mut known: Vec<&str> = self.providers.keys().map(String::as_str).collect();
+            known.sort_unstable();
+            return Err(Failure::configuration(
+                "unknown_provider",
+                format!("provider {name:?} is not configured; `llm.providers` has {}", known.join(", ")),
+            ));
+        };
+        let cancel = CancellationToken::new();
+        let _cancelled_when_dropped = cancel.clone().drop_guard();
+        ask(post, "model client", Complete { request, cancel }).await
+    }
+}
+
+/// Tools, a server an actor, and the function registry.
+#[derive(Clone)]
+pub struct ToolHandle {
+    servers: Arc<[(Arc<Server>, Post<McpSessionActor>)]>,
+    registry: Arc<Registry>,
+    registry_specs: Arc<Vec<ToolSpec>>,
+    metrics: Arc<Metrics>,
+    /// Collisions that were logged, so that each is logged once.
+    reported: Arc<Mutex<HashSet<String>>>,
+}
+
+impl ToolHandle {
+    /// These servers in the order of resolution, then the registry.
+    pub fn new(
+        servers: Vec<(Arc<Server>, Post<McpSessionActor>)>,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let registry_specs = Arc::new(registry.specs());
+        Self { servers: servers.into(), registry, registry_specs, metrics, reported: Arc::default() }
+    }
+
+    async fn catalog(&self, server: &Server, post: &Post<McpSessionActor>, deadline: Instant) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+        match server.current_tools() {
+            Some(tools) => Ok(tools),
+            None => ask(post, "tool client", Discover { deadline }).await,
+        }
+    }
+
+    async fn builtin(&self, call: &ToolCall) -> Result<ToolOutput, Failure> {
+        let started = Instant::now();
+        let run = self.registry.call(&call.target.name, &call.arguments, &call.context);
+        let answer = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
+            Err(Failure::internal("panic", format!("the built-in tool {:?} hit a fault of its own", call.target.name)))
+        });
+        let outcome = match &answer {
+            Ok(output) if output.is_error => "tool_error",
+            Ok(_) => "ok",
+            Err(_) => "failed",
+        };
+        let server = ServerLabels { server: String::from("builtin") };
+        Metrics::seconds(&self.metrics.tool_duration.get_or_create(&server), started.elapsed());
+        let labels = ToolLabels { server: server.server, tool: call.target.name.clone(), outcome };
+        self.metrics.tool_calls.get_or_create(&labels).inc();
+        answer
+    }
+}
+
+/// Whether a pattern can mean a tool of this server.
+fn concerns(pattern: &str, server: &str) -> bool {
+    match pattern.split_once('/') {
+        Some((named, _)) => named == server,
+        None => true,
+    }
+}
+
+impl Tools for ToolHandle {
+    async fn find(&self, patterns: &[String], context: &CallContext) -> Result<Vec<ToolSpec>, Failure> {
+        let asked = self.servers.iter().filter(|(server, _)| patterns.iter().any(|p| concerns(p, &server.name)));
+        let answers = futures_util::future::join_all(
+            asked.map(async |(server, post)| (server, self.catalog(server, post, context.deadline).await)),
+        )
+        .await;
+        let mut catalogs = Vec::with_capacity(answers.len());
+        let mut trouble = None;
+        for (server, answer) in answers {
+            match answer.or_else(|failure| server.last_known_tools().ok_or(failure)) {
+                Ok(tools) => catalogs.push(Catalog { server: server.name.clone(), tools }),
+                Err(failure) => {
+                    // A server that is named must answer; one that is merely searched may be away.
+                    if patterns.iter().any(|p| p.split_once('/').is_some_and(|(named, _)| named == server.name)) {
+                        return Err(failure);
+                    }
+                    trouble = Some(failure);
+                }
+            }
+        }
+        match resolve(&catalogs, &self.registry_specs, patterns) {
+            Ok(resolved) => {
+                for collision in resolved.collisions {
+                    let text = collision.to_string();
+                    if self.reported.lock().expect("nobody panics while holding the set").insert(text.clone()) {
+                        tracing::warn!(collision = text, "a tool name is offered in several places");
+                    }
+                }
+                Ok(resolved.tools)
+            }
+            // The name may be one of the server that is away.
+            Err(unknown) => Err(trouble.unwrap_or(unknown)),
+        }
+    }
+
+    async fn call(&self, call: ToolCall) -> Result<ToolOutput, Failure> {
+        let Some(name) = &call.target.server else { return self.builtin(&call).await };
+        let Some((_, post)) = self.servers.iter().find(|(server, _)| &server.name == name) else {
+            let near = nearest(name, self.servers.iter().map(|(server, _)| server.name.as_str()));
+            let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+            return Err(Failure::configuration("unknown_server", format!("no MCP server is named {name:?}{hint}")));
+        };
+        let cancel = CancellationToken::new();
+        let _cancelled_when_dropped = cancel.clone().drop_guard();
+        ask(post, "tool client", CallTool { call, cancel }).await
+    }
+}
+
+/// The graph's state.
+#[derive(Clone)]
+pub struct StoreHandle(pub Post<StateStore>);
+
+impl Store for StoreHandle {
+    async fn open(&self, delivery: &Arc<Delivery>, wanted: &Wanted) -> Result<Opened, Failure> {
+        ask(&self.0, "state store", Open { delivery: Arc::clone(delivery), wanted: wanted.clone() }).await
+    }
+
+    async fn read(&self, graph_id: &GraphId, wanted: &Wanted) -> Result<Snapshot, Failure> {
+        ask(&self.0, "state store", Read { graph_id: graph_id.clone(), wanted: wanted.clone() }).await
+    }
+
+    async fn node_ids(&self, graph_id: &GraphId) -> Result<Vec<String>, Failure> {
+        ask(&self.0, "state store", NodeIds { graph_id: graph_id.clone() }).await
+    }
+}
+
+impl Events for ProgressLog {
+    fn progress(&self, delivery: &Arc<Delivery>, kind: EventType, data: Value) {
+        self.tell(delivery, kind, data);
+    }
+}

@@ -1,0 +1,89 @@
+//! LlmActor: one provider of models. Bounds how many calls run at once and times them; speaking to the provider is
+//! the client's, trying again the mode's.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::{Actor, Context, Handler, ResponseFuture};
+use tokio::sync::Semaphore;
+
+use crate::actors::messages::Complete;
+use crate::actors::supervise::DeathWatch;
+use crate::clients::llm::LlmClient;
+use crate::domain::message::{Completion, Usage};
+use crate::domain::outcome::{Category, Failure};
+use crate::metrics::{LlmLabels, Metrics, TokenLabels};
+
+/// One provider as the actor needs it; kept over its lives, so that limits hold across a rebuild.
+pub struct Provider {
+    /// Its configured name.
+    pub name: String,
+    /// The client.
+    pub client: LlmClient,
+    /// Calls that may run at once.
+    pub slots: Arc<Semaphore>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Calls one provider.
+pub struct LlmActor {
+    provider: Arc<Provider>,
+    _watch: DeathWatch,
+}
+
+impl LlmActor {
+    /// An actor for this provider.
+    pub fn new(provider: Arc<Provider>, watch: DeathWatch) -> Self {
+        Self { provider, _watch: watch }
+    }
+}
+
+impl Actor for LlmActor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Complete> for LlmActor {
+    type Result = ResponseFuture<Result<Completion, Failure>>;
+
+    fn handle(&mut self, Complete { request, cancel }: Complete, _: &mut Self::Context) -> Self::Result {
+        let provider = Arc::clone(&self.provider);
+        Box::pin(async move {
+            let deadline = request.context.deadline;
+            let call = async {
+                let _slot = provider.slots.acquire().await.expect("the semaphore is never closed");
+                let started = Instant::now();
+                let answer = provider.client.complete(&request).await;
+                provider.count(started, answer.as_ref().ok());
+                answer.map_err(Failure::from)
+            };
+            tokio::select! {
+                // Dropping the call closes its connection, so that the provider stops writing.
+                () = cancel.cancelled() => Err(Failure::new(Category::Cancelled, "cancelled", "the call was cancelled")),
+                answer = tokio::time::timeout_at(deadline.into(), call) => answer.unwrap_or_else(|_| {
+                    Err(Failure::permanent("timeout", format!("provider {:?} did not answer before the node's time was up", provider.name)))
+                }),
+            }
+        })
+    }
+}
+
+impl Provider {
+    fn count(&self, started: Instant, completion: Option<&Completion>) {
+        let outcome = if completion.is_some() { "ok" } else { "failed" };
+        let labels = LlmLabels { provider: self.name.clone(), outcome };
+        Metrics::seconds(&self.metrics.llm_duration.get_or_create(&labels), started.elapsed());
+        self.metrics.llm_calls.get_or_create(&labels).inc();
+        let Some(Completion { usage, .. }) = completion else { return };
+        let Usage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } = *usage;
+        for (kind, tokens) in [
+            ("input", input_tokens),
+            ("output", output_tokens),
+            ("cache_read", cache_read_tokens),
+            ("cache_write", cache_write_tokens),
+        ] {
+            let labels = TokenLabels { provider: self.name.clone(), kind };
+            self.metrics.llm_tokens.get_or_create(&labels).inc_by(tokens);
+        }
+    }
+}

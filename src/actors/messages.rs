@@ -1,0 +1,123 @@
+//! Every message that crosses actors. Ticks that an actor sends itself stay in its file.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::Message;
+use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::custody::Custody;
+use crate::clients::redis::{Letter, RawEntry};
+use crate::domain::ids::GraphId;
+use crate::domain::message::Completion;
+use crate::domain::outcome::{Failure, Report};
+use crate::domain::state::Snapshot;
+use crate::domain::tool::{ToolOutput, ToolSpec};
+use crate::domain::work::Delivery;
+use crate::ports::{LlmRequest, Opened, ToolCall, Wanted};
+
+/// LeaseKeeper → StreamReader: entries taken over from a worker that died or stopped, each with its permit.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TakenOver {
+    /// The entries.
+    pub entries: Vec<(RawEntry, OwnedSemaphorePermit)>,
+}
+
+/// StreamReader → NodeExecutor: run this.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Execute {
+    /// What to run.
+    pub delivery: Arc<Delivery>,
+    /// What makes it ours.
+    pub custody: Custody,
+}
+
+/// NodeExecutor → Publisher: this ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NodeFinished {
+    /// What was run.
+    pub delivery: Arc<Delivery>,
+    /// What makes it ours; dropped once the settle is answered.
+    pub custody: Custody,
+    /// How it ended.
+    pub report: Report,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// The same moment on the monotonic clock.
+    pub started: Instant,
+    /// A dead letter to write in the same step.
+    pub letter: Option<Letter>,
+}
+
+/// StreamReader → Publisher: this entry cannot be understood and its ids cannot be read.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DeadLetter {
+    /// The entry.
+    pub entry: RawEntry,
+    /// What makes it ours.
+    pub custody: Custody,
+    /// What is written about it.
+    pub letter: Letter,
+}
+
+/// NodeExecutor → StateStore: give this run to this entry and read the state.
+#[derive(Message)]
+#[rtype(result = "Result<Opened, Failure>")]
+pub struct Open {
+    /// The delivery.
+    pub delivery: Arc<Delivery>,
+    /// What to read.
+    pub wanted: Wanted,
+}
+
+/// NodeExecutor → StateStore: read more.
+#[derive(Message)]
+#[rtype(result = "Result<Snapshot, Failure>")]
+pub struct Read {
+    /// The graph.
+    pub graph_id: GraphId,
+    /// What to read.
+    pub wanted: Wanted,
+}
+
+/// NodeExecutor → StateStore: which nodes exist.
+#[derive(Message)]
+#[rtype(result = "Result<Vec<String>, Failure>")]
+pub struct NodeIds {
+    /// The graph.
+    pub graph_id: GraphId,
+}
+
+/// NodeExecutor → LlmActor: one completion.
+#[derive(Message)]
+#[rtype(result = "Result<Completion, Failure>")]
+pub struct Complete {
+    /// The request.
+    pub request: LlmRequest,
+    /// Cancelled when nobody waits for the answer any more: a dropped `send` alone does not stop the work.
+    pub cancel: CancellationToken,
+}
+
+/// NodeExecutor → McpSessionActor: what do you offer.
+#[derive(Message)]
+#[rtype(result = "Result<Arc<Vec<ToolSpec>>, Failure>")]
+pub struct Discover {
+    /// When the asking node's time is up.
+    pub deadline: Instant,
+}
+
+/// NodeExecutor → McpSessionActor: one call.
+#[derive(Message)]
+#[rtype(result = "Result<ToolOutput, Failure>")]
+pub struct CallTool {
+    /// The call.
+    pub call: ToolCall,
+    /// Cancelled when nobody waits for the answer any more.
+    pub cancel: CancellationToken,
+}

@@ -1,0 +1,243 @@
+//! Publisher: the one way out. Writes every result in one settle and holds it until Redis has answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, ResponseFuture};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::custody::Custody;
+use crate::actors::messages::{DeadLetter, NodeFinished};
+use crate::actors::supervise::DeathWatch;
+use crate::clients::redis::{Leases, RedisError, Settled, Settlement, Settler};
+use crate::domain::outcome::{Failure, Outcome, Report};
+use crate::domain::settlement::{End, Execution, Written};
+use crate::domain::work::Delivery;
+use crate::health::Health;
+use crate::metrics::{CategoryLabels, Metrics, ModeLabels, ReasonLabels};
+use crate::ports::CancelReason;
+use crate::retry::backoff;
+
+/// While Redis is away a held result is tried again at least this often, so that work goes on soon after it is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+
+/// What settling needs.
+pub struct PublisherDeps {
+    /// The settle scripts.
+    pub settler: Settler,
+    /// The lease scripts, for entries that are handed back.
+    pub leases: Leases,
+    /// The worker's name.
+    pub worker_id: String,
+    /// What the worker knows about itself.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled at the very end of a stop: results that Redis still did not take are given up.
+    pub give_up: CancellationToken,
+}
+
+/// Writes results.
+pub struct Publisher {
+    deps: Arc<PublisherDeps>,
+    _watch: DeathWatch,
+}
+
+impl Publisher {
+    /// A publisher that reports its death to `watch`.
+    pub fn new(deps: Arc<PublisherDeps>, watch: DeathWatch) -> Self {
+        Self { deps, _watch: watch }
+    }
+}
+
+impl Actor for Publisher {
+    type Context = Context<Self>;
+}
+
+impl Handler<NodeFinished> for Publisher {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, finished: NodeFinished, _: &mut Self::Context) -> Self::Result {
+        let deps = Arc::clone(&self.deps);
+        Box::pin(async move { deps.finish(finished).await })
+    }
+}
+
+impl Handler<DeadLetter> for Publisher {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, DeadLetter { entry, custody, letter }: DeadLetter, _: &mut Self::Context) -> Self::Result {
+        let deps = Arc::clone(&self.deps);
+        Box::pin(async move {
+            tracing::warn!(stream = %entry.stream, entry = %entry.entry, reason = %letter.reason, error = %letter.error,
+                "an entry cannot be understood and becomes a dead letter");
+            deps.metrics.dead_letters.get_or_create(&ReasonLabels { reason: letter.reason.clone() }).inc();
+            custody.settling();
+            deps.until_answered(|| deps.settler.dead_letter(&entry, &letter)).await;
+        })
+    }
+}
+
+impl PublisherDeps {
+    async fn finish(&self, finished: NodeFinished) {
+        let NodeFinished { delivery, custody, report, started_at, started, letter } = finished;
+        let delivery = with_present_token(delivery, &custody);
+        let mode = report.mode.map_or("unknown", crate::domain::node::Mode::as_str);
+        let took = started.elapsed();
+        if let Some(mode) = report.mode {
+            let histogram = self.metrics.duration.get_or_create(&ModeLabels { mode: mode.as_str() });
+            Metrics::seconds(&histogram, took);
+        }
+        let ended = match &report.outcome {
+            Outcome::Completed { output, mapped } => End::Completed { output, mapped: mapped.as_deref() },
+            Outcome::Failed { failure, partial } => End::Failed { failure, partial: partial.as_ref() },
+            Outcome::Duplicate => {
+                tracing::info!(node.mode = mode, "this run is done or running elsewhere, its entry was dropped");
+                return self.metrics.ended(mode, "duplicate");
+            }
+            Outcome::Lost => return self.lost(mode),
+            Outcome::Unfinished => return self.hand_back(&custody, mode).await,
+        };
+        let completed_at = Timestamp::now();
+        let execution = Execution { worker_id: &self.worker_id, delivery: &delivery, started_at, completed_at };
+        let written = execution.write(ended, &report);
+        let failure = match &report.outcome {
+            Outcome::Failed { failure, .. } => Some(failure.clone()),
+            _ => None,
+        };
+        let settlement = settlement(&delivery, written, letter, failure.as_ref());
+        custody.settling();
+        match self.until_answered(|| self.settler.settle(&settlement)).await {
+            Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
+                self.health.processed(completed_at);
+                self.settled(&settlement, &report, failure.as_ref(), mode, took);
+            }
+            Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),
+            Some(Settled::Lost) => self.lost(mode),
+            // The loop ends with these only when the worker gives up at the end of a stop.
+            Some(Settled::Conflict | Settled::WrongType { .. }) | None => {
+                tracing::error!(work.id = %delivery.work_id, "redis did not take the result before the worker ended; \
+                    the entry will be taken over and run again");
+            }
+        }
+    }
+
+    fn settled(&self, settlement: &Settlement, report: &Report, failure: Option<&Failure>, mode: &'static str, took: Duration) {
+        let elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        if report.spent.attempts > 1 {
+            self.metrics.retries.inc_by(u64::from(report.spent.attempts - 1));
+        }
+        if let Some(letter) = &settlement.letter {
+            self.metrics.dead_letters.get_or_create(&ReasonLabels { reason: letter.reason.clone() }).inc();
+        }
+        match failure {
+            None => {
+                self.metrics.ended(mode, "completed");
+                tracing::debug!(node.mode = mode, elapsed_ms, "node completed");
+            }
+            Some(failure) => {
+                let category = failure.category.as_str();
+                self.metrics.ended(mode, "failed");
+                self.metrics.errors.get_or_create(&CategoryLabels { category }).inc();
+                tracing::warn!(node.mode = mode, elapsed_ms, error.category = category, error.code = %failure.code,
+                    error = %failure.message, attempts = failure.attempts, "node failed");
+            }
+        }
+    }
+
+    fn lost(&self, mode: &'static str) {
+        tracing::warn!(node.mode = mode, "the entry belongs to another worker by now, nothing is written");
+        self.metrics.ended(mode, "lost");
+    }
+
+    async fn hand_back(&self, custody: &Custody, mode: &'static str) {
+        if custody.cancel.reason() == Some(CancelReason::Lost) {
+            return self.lost(mode);
+        }
+        self.metrics.ended(mode, "handed_back");
+        match self.leases.hand_back(&[custody.held()]).await {
+            Ok(_) => tracing::info!(node.mode = mode, "the node did not end in time and was handed back"),
+            Err(error) => tracing::warn!(%error, "handing back failed, the lease will expire instead"),
+        }
+    }
+
+    /// Asks Redis until it answers: its answer alone says whether the result is written. A result that is held stops
+    /// the reader from fetching more. None only when the worker gives up.
+    async fn until_answered<F>(&self, ask: impl Fn() -> F) -> Option<Settled>
+    where
+        F: Future<Output = Result<Settled, RedisError>>,
+    {
+        let mut holding = None;
+        let mut attempt = 0;
+        loop {
+            let problem = match ask().await {
+                Ok(Settled::Conflict) => String::from("the state document keeps changing"),
+                Ok(Settled::WrongType { key }) => format!("key {key} has the wrong type; delete or rename it"),
+                Ok(answer) => {
+                    self.health.redis_answers(true);
+                    return Some(answer);
+                }
+                Err(error) => error.to_string(),
+            };
+            attempt += 1;
+            self.metrics.settle_retries.inc();
+            if attempt == 3 {
+                tracing::warn!(problem, "a result cannot be written yet and is held");
+            }
+            holding.get_or_insert_with(|| Holding::new(&self.health));
+            let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, attempt, 0.5 + fastrand::f64() / 2.0);
+            tokio::select! {
+                () = self.give_up.cancelled() => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// A result that Redis has not taken; its drop ends the hold whatever happens.
+struct Holding<'a>(&'a Health);
+
+impl<'a> Holding<'a> {
+    fn new(health: &'a Health) -> Self {
+        health.holding_result(true);
+        Self(health)
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.0.holding_result(false);
+    }
+}
+
+/// An entry that was claimed again while it ran here has a newer token than it was started with.
+fn with_present_token(delivery: Arc<Delivery>, custody: &Custody) -> Arc<Delivery> {
+    let deliveries = custody.held().deliveries;
+    if deliveries == delivery.token.deliveries {
+        return delivery;
+    }
+    let mut renewed = Delivery::clone(&delivery);
+    renewed.token.deliveries = deliveries;
+    Arc::new(renewed)
+}
+
+fn settlement(
+    delivery: &Arc<Delivery>,
+    written: Written,
+    letter: Option<crate::clients::redis::Letter>,
+    failure: Option<&Failure>,
+) -> Settlement {
+    // A state of the wrong type cannot take the node's end; the event still tells it.
+    let write_state = failure.is_none_or(|failure| failure.code != "state_wrong_type");
+    Settlement {
+        delivery: Arc::clone(delivery),
+        event: written.event,
+        event_id: written.event_id,
+        event_json: written.event_json,
+        node_state_json: written.node_json,
+        write_state,
+        letter,
+    }
+}

@@ -1,0 +1,331 @@
+//! StreamReader: takes permits, reads at most that many entries, and hands each to the pool with its permit.
+//! Also starts again what is pending under our own name but held by nobody here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, WrapFuture as _};
+use actix::fut::ActorFutureExt as _;
+use jiff::Timestamp;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::custody::{Custody, InFlight};
+use crate::actors::messages::{DeadLetter, Execute, NodeFinished, TakenOver};
+use crate::actors::pool::ExecutorPool;
+use crate::actors::publisher::Publisher;
+use crate::actors::supervise::{DeathWatch, Post};
+use crate::clients::redis::{Leases, Letter, RawEntry, RedisError, WorkStreams};
+use crate::domain::ids::WorkId;
+use crate::domain::outcome::{Category, Failure, Outcome, Report};
+use crate::domain::work::{Delivery, Malformed, WorkItem, parse_entry};
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::retry::backoff;
+
+/// Entries of one read at the most: more would only wait in memory.
+const BATCH: usize = 256;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Work goes on at most this long after Redis is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether Redis takes results again.
+const HOLD_PAUSE: Duration = Duration::from_millis(50);
+
+/// What reading needs.
+pub struct ReaderDeps {
+    /// Opens a connection of the reader's own.
+    pub connect: Box<dyn Fn() -> WorkStreams + Send + Sync>,
+    /// The lease scripts, for entries that are ours and held by nobody.
+    pub leases: Leases,
+    /// Held while entries change hands, so that the pass over our own never sees one that was just claimed.
+    pub claiming: Arc<Mutex<()>>,
+    /// The entries held.
+    pub in_flight: InFlight,
+    /// One permit a node that may run.
+    pub permits: Arc<Semaphore>,
+    /// Who runs them.
+    pub pool: ExecutorPool,
+    /// Who writes dead letters.
+    pub publisher: Post<Publisher>,
+    /// The streams.
+    pub streams: Vec<Arc<str>>,
+    /// Bytes of one item at the most.
+    pub max_item_bytes: usize,
+    /// Dead processes after which an item is poison.
+    pub max_crashes: u32,
+    /// How often entries that are ours and unheld are looked for.
+    pub sweep: Duration,
+    /// The worker's name, for dead letters.
+    pub worker_id: String,
+    /// What the worker knows about itself.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the worker stops fetching.
+    pub stop: CancellationToken,
+    /// Cancelled by the reader once its last read is answered.
+    pub stopped: CancellationToken,
+}
+
+/// Reads work.
+pub struct StreamReader {
+    deps: Arc<ReaderDeps>,
+    _watch: DeathWatch,
+}
+
+impl StreamReader {
+    /// A reader that reports its death to `watch`.
+    pub fn new(deps: Arc<ReaderDeps>, watch: DeathWatch) -> Self {
+        Self { deps, _watch: watch }
+    }
+}
+
+impl Actor for StreamReader {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let deps = Arc::clone(&self.deps);
+        // A panic in the loop takes the actor with it, and its guard has it rebuilt.
+        let work = async move { read_until_stopped(&deps).await };
+        ctx.spawn(work.into_actor(self).map(|(), this, ctx| {
+            this.deps.stopped.cancel();
+            ctx.stop();
+        }));
+    }
+}
+
+impl Handler<TakenOver> for StreamReader {
+    type Result = ();
+
+    fn handle(&mut self, TakenOver { entries }: TakenOver, _: &mut Self::Context) {
+        for (entry, custody) in entries {
+            self.deps.metrics.taken_over.inc();
+            self.deps.accept(entry, custody);
+        }
+    }
+}
+
+async fn read_until_stopped(deps: &ReaderDeps) {
+    let mut streams = (deps.connect)();
+    let mut failures = 0;
+    let mut next_sweep = Instant::now();
+    let mut prepared = false;
+    while !deps.stop.is_cancelled() {
+        deps.health.reader_moved();
+        match turn(deps, &mut streams, &mut prepared, &mut next_sweep).await {
+            Ok(()) => {
+                if failures > 0 {
+                    tracing::info!(failures, "redis answers again");
+                }
+                failures = 0;
+                deps.health.redis_answers(true);
+            }
+            Err(error) => {
+                // A missing group, a restarted server, a new connection: all are prepared for again.
+                prepared = false;
+                deps.health.groups_ready(false);
+                if error.is_outage() {
+                    deps.health.redis_answers(false);
+                }
+                failures += 1;
+                // One line an outage, not one a try.
+                if failures == 1 {
+                    tracing::warn!(%error, "reading work failed, trying on");
+                }
+                let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, failures, 0.5 + fastrand::f64() / 2.0);
+                tokio::select! {
+                    () = deps.stop.cancelled() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+/// One turn of the loop: groups, entries that are ours and unheld, permits, one read.
+async fn turn(
+    deps: &ReaderDeps,
+    streams: &mut WorkStreams,
+    prepared: &mut bool,
+    next_sweep: &mut Instant,
+) -> Result<(), RedisError> {
+    if !*prepared {
+        streams.ensure_groups().await?;
+        *prepared = true;
+        deps.health.groups_ready(true);
+        *next_sweep = Instant::now();
+    }
+    if Instant::now() >= *next_sweep {
+        deps.adopt_stranded().await?;
+        *next_sweep = Instant::now() + deps.sweep;
+    }
+    if deps.health.holds_results() {
+        // Redis does not take results: what it would hand out now could not be settled either.
+        tokio::time::sleep(HOLD_PAUSE).await;
+        return Ok(());
+    }
+    let Some(mut permits) = deps.permits(*next_sweep).await else { return Ok(()) };
+    let entries = streams.read(permits.num_permits()).await?;
+    deps.health.reader_moved();
+    for entry in entries {
+        let permit = permits.split(1).expect("a read returns at most as many entries as there are permits");
+        deps.accept(entry, permit);
+    }
+    Ok(())
+}
+
+impl ReaderDeps {
+    /// At least one permit, more if they are free; none when it is time for something else.
+    async fn permits(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
+        let pause = until.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+        let mut permits = tokio::select! {
+            () = self.stop.cancelled() => return None,
+            // A full pool is no standstill: the loop comes round to show that it moves.
+            () = tokio::time::sleep(pause) => return None,
+            permit = Arc::clone(&self.permits).acquire_owned() => permit.expect("the semaphore is never closed"),
+        };
+        let more = self.permits.available_permits().min(BATCH - 1);
+        if let Ok(more) = Arc::clone(&self.permits).try_acquire_many_owned(u32::try_from(more).unwrap_or(0)) {
+            permits.merge(more);
+        }
+        Some(permits)
+    }
+
+    /// Starts again what is pending under our name and held by nobody here: an answer to a read that was lost on
+    /// the way, or an item whose actor died with it.
+    async fn adopt_stranded(&self) -> Result<(), RedisError> {
+        for stream in &self.streams {
+            let _claiming = self.claiming.lock().await;
+            let free = self.permits.available_permits().min(BATCH);
+            let Ok(mut permits) = Arc::clone(&self.permits).try_acquire_many_owned(u32::try_from(free).unwrap_or(0))
+            else {
+                continue;
+            };
+            if permits.num_permits() == 0 {
+                continue;
+            }
+            let entries = self.leases.stranded(stream, &self.in_flight.ids(stream), permits.num_permits()).await?;
+            if !entries.is_empty() {
+                tracing::info!(stream = %stream, entries = entries.len(), "entries of ours were held by nobody");
+            }
+            for entry in entries {
+                let permit = permits.split(1).expect("no more entries than permits are asked for");
+                self.accept(entry, permit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one entry into custody and sends it on its way.
+    fn accept(&self, entry: RawEntry, permit: OwnedSemaphorePermit) {
+        self.metrics.received.inc();
+        let Some(custody) = self.in_flight.take(&entry.stream, &entry.entry, &entry.token, permit) else { return };
+        if let Some(added) = entry.entry.millis() {
+            let waited = Timestamp::now().as_millisecond() - i64::try_from(added).unwrap_or(i64::MAX);
+            Metrics::seconds(&self.metrics.queued, Duration::from_millis(u64::try_from(waited).unwrap_or(0)));
+        }
+        let parsed = parse_entry(
+            &entry.stream,
+            &entry.entry,
+            entry.data.as_deref(),
+            entry.meta.as_deref(),
+            self.max_item_bytes,
+        );
+        match parsed {
+            Ok((item, meta)) => {
+                let crashes = meta.crashes + entry.crashes;
+                let origin = meta.origin.as_deref().map_or_else(|| entry.entry.clone(), crate::domain::ids::EntryId::new);
+                let delivery = Delivery {
+                    work_id: WorkId::new(&entry.stream, &origin),
+                    stream: Arc::clone(&entry.stream),
+                    entry: entry.entry.clone(),
+                    token: entry.token.clone(),
+                    meta,
+                    crashes,
+                    item,
+                };
+                if crashes >= self.max_crashes {
+                    self.poison(&entry, Arc::new(delivery), custody);
+                } else {
+                    self.pool.dispatch(Execute { delivery: Arc::new(delivery), custody });
+                }
+            }
+            Err(malformed) => self.malformed(entry, malformed, custody),
+        }
+    }
+
+    /// An item that ended too many processes is a dead letter before it runs again, and its consumers are told.
+    fn poison(&self, entry: &RawEntry, delivery: Arc<Delivery>, custody: Custody) {
+        let message = format!(
+            "{} worker processes died while running this item; it is kept as a dead letter in {}:dead",
+            delivery.crashes, delivery.stream
+        );
+        let letter = self.letter(entry, "poison", message.clone(), &delivery.work_id, delivery.crashes);
+        let failure = Failure::new(Category::Poison, "max_crashes", message);
+        self.publish_failure(delivery, custody, failure, letter);
+    }
+
+    fn malformed(&self, entry: RawEntry, malformed: Malformed, custody: Custody) {
+        let work_id = WorkId::new(&entry.stream, &entry.entry);
+        let letter = self.letter(&entry, malformed.reason, malformed.message.clone(), &work_id, entry.crashes);
+        let Some(ids) = malformed.ids else {
+            return match self.publisher.addr() {
+                // Should the Publisher die with it, the entry is found again as unheld.
+                Some(publisher) => publisher.do_send(DeadLetter { entry, custody, letter }),
+                None => tracing::warn!("the publisher is away, the entry stays for a later pass"),
+            };
+        };
+        let item = WorkItem {
+            graph_id: ids.graph_id,
+            node_id: ids.node_id,
+            run_id: ids.run_id,
+            config: None,
+            inputs: None,
+            node_states: serde_json::Map::new(),
+            dependencies: Vec::new(),
+            deadline: None,
+            traceparent: None,
+            metadata: None,
+        };
+        let delivery = Delivery {
+            stream: Arc::clone(&entry.stream),
+            entry: entry.entry.clone(),
+            token: entry.token.clone(),
+            meta: crate::domain::work::Meta::default(),
+            crashes: entry.crashes,
+            work_id,
+            item,
+        };
+        let failure = Failure::validation(malformed.reason, malformed.message);
+        self.publish_failure(Arc::new(delivery), custody, failure, letter);
+    }
+
+    fn publish_failure(&self, delivery: Arc<Delivery>, custody: Custody, failure: Failure, letter: Letter) {
+        let finished = NodeFinished {
+            delivery,
+            custody,
+            report: Report::early(Outcome::Failed { failure, partial: None }),
+            started_at: Timestamp::now(),
+            started: Instant::now(),
+            letter: Some(letter),
+        };
+        match self.publisher.addr() {
+            // Should the Publisher die with it, the entry is found again as unheld.
+            Some(publisher) => publisher.do_send(finished),
+            None => tracing::warn!("the publisher is away, the entry stays for a later pass"),
+        }
+    }
+
+    fn letter(&self, entry: &RawEntry, reason: &'static str, error: String, work_id: &WorkId, crashes: u32) -> Letter {
+        Letter {
+            reason: reason.into(),
+            error,
+            data: entry.data.clone().unwrap_or_default(),
+            work_id: work_id.to_string(),
+            deliveries: entry.token.deliveries,
+            crashes,
+            worker_id: self.worker_id.clone(),
+            at: Timestamp::now(),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Builds the worker out of its parts, runs it, and stops it in the one order that loses nothing.
+
+pub mod wiring;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor as _, Arbiter, System};
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::custody::InFlight;
+use crate::actors::executor::{ExecutorDeps, NodeExecutor};
+use crate::actors::handles::{Handles, StoreHandle};
+use crate::actors::lease::{LeaseDeps, LeaseKeeper};
+use crate::actors::pool::ExecutorPool;
+use crate::actors::progress::{ProgressLog, write_until_closed};
+use crate::actors::publisher::{Publisher, PublisherDeps};
+use crate::actors::reader::{ReaderDeps, StreamReader};
+use crate::actors::registrar::Registrar;
+use crate::actors::store::StateStore as StoreActor;
+use crate::actors::supervise::supervise;
+use crate::clients::redis::{
+    EventLog, Keys, Leases, Link, ServerFacts, Settler, StateStore, WorkStreams, WorkerRegistry, preflight,
+};
+use crate::config::Config;
+use crate::domain::event::EventType;
+use crate::health::Health;
+use crate::http::health::{Facts, serve};
+use crate::metrics::Metrics;
+use crate::modes::ModeSettings;
+
+use wiring::{Running, start_on};
+
+/// A refusal to start that a restart does not cure; see `sysexits.h`.
+pub const EXIT_CONFIG: i32 = 78;
+/// How long results may still be written after the grace time is over.
+const LAST_RESULTS: Duration = Duration::from_secs(3);
+/// How long HTTP, tool servers and the registry may take to close.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// A server that cannot keep work safe.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
+/// Runs the worker until it is told to stop. The answer is the process's exit code.
+pub fn run(config: Config) -> anyhow::Result<i32> {
+    let system = System::new();
+    let worker = system.block_on(Worker::start(config))?;
+    system.block_on(async {
+        actix::spawn(async move {
+            let code = worker.until_signalled().await;
+            System::current().stop_with_code(code);
+        })
+    });
+    Ok(system.run_with_code()?)
+}
+
+/// The running worker: what the stop order needs.
+struct Worker {
+    config: Config,
+    health: Arc<Health>,
+    in_flight: InFlight,
+    permits: Arc<Semaphore>,
+    leases: Leases,
+    running: Running,
+    http: actix_web::dev::ServerHandle,
+    registrar: tokio::task::JoinHandle<()>,
+    phases: Phases,
+    signals: Signals,
+}
+
+/// One token a phase of the stop, so that each part ends in its turn.
+#[derive(Clone, Default)]
+struct Phases {
+    /// No more reads and no more takeovers; deaths of actors are meant from here on.
+    drain: CancellationToken,
+    /// The reader's last read is answered.
+    drained: CancellationToken,
+    /// Results that Redis does not take are given up.
+    give_up: CancellationToken,
+    /// Leases end, the registry forgets us.
+    end: CancellationToken,
+}
+
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+impl Worker {
+    async fn start(config: Config) -> anyhow::Result<Self> {
+        let signals = Signals::listen().context("listening for signals")?;
+        let phases = Phases::default();
+        let worker_id = config.worker.id.clone();
+        let instance = uuid::Uuid::now_v7().simple().to_string();
+        let consumer: Arc<str> = Arc::from(format!("{worker_id}:{instance}"));
+        let metrics = Arc::new(Metrics::new(&worker_id));
+        metrics.pool_size.set(i64::try_from(config.pool.size.get()).unwrap_or(i64::MAX));
+        let health = Arc::new(Health::new(config.work.block + config.redis.command_timeout + Duration::from_secs(10)));
+        let keys = Keys::new(&config.state.prefix);
+        let streams: Vec<Arc<str>> = config.work.streams.iter().map(|stream| Arc::from(stream.as_str())).collect();
+        let permits = Arc::new(Semaphore::new(config.pool.size.get()));
+        let in_flight = InFlight::new(metrics.in_flight.clone());
+        let claiming = Arc::new(Mutex::new(()));
+        let link = Link::new(&config.redis)?;
+        let leases = new_leases(&config, &link, &keys, &consumer);
+
+        let (server, address) = serve(
+            &config.http,
+            Facts { worker_id: worker_id.clone(), health: Arc::clone(&health), metrics: Arc::clone(&metrics) },
+        )
+        .with_context(|| format!("listening on {}:{} (http.bind, http.port)", config.http.bind, config.http.port))?;
+        let http = server.handle();
+        actix::spawn(server);
+        tracing::info!(%address, worker.id = worker_id, consumer = %consumer, version = env!("CARGO_PKG_VERSION"),
+            "worker started");
+
+        let running = Running::start(&config, &health, &metrics, &phases.drain, &phases.end)?;
+        let event_log = EventLog::new(link.clone(), keys.clone(), config.events.maxlen.get());
+        let kinds = EventType::PROGRESS.into_iter().filter(|kind| config.events.progress.iter().any(|p| p == kind.as_str()));
+        let (progress, queued) = ProgressLog::new(kinds, &worker_id, Arc::clone(&metrics));
+        actix::spawn(write_until_closed(queued, event_log.clone(), Arc::clone(&metrics)));
+        actix::spawn(trim(event_log, config.events.maxlen.get(), phases.end.clone()));
+
+        let state = StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
+        let store = supervise("store", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+            StoreActor::new(state.clone(), watch).start()
+        });
+        let publisher_deps = Arc::new(PublisherDeps {
+            settler: Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group),
+            leases: leases.clone(),
+            worker_id: worker_id.clone(),
+            health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
+            give_up: phases.give_up.clone(),
+        });
+        let publisher = supervise("publisher", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+            Publisher::new(Arc::clone(&publisher_deps), watch).start()
+        });
+        let executor_deps = Arc::new(ExecutorDeps {
+            handles: Handles {
+                llm: running.llm.clone(),
+                tools: running.tools.clone(),
+                store: StoreHandle(store),
+                events: progress,
+            },
+            settings: ModeSettings::from(&config),
+            publisher: publisher.clone(),
+            health: Arc::clone(&health),
+        });
+        let executors = (0..config.pool.arbiters().get())
+            .map(|_| {
+                let (deps, arbiter) = (Arc::clone(&executor_deps), Arbiter::new());
+                supervise("executor", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+                    let deps = Arc::clone(&deps);
+                    start_on(&arbiter, move || NodeExecutor::new(deps, watch))
+                })
+            })
+            .collect();
+
+        let reader_deps = Arc::new(ReaderDeps {
+            connect: {
+                let (redis, work, keys) = (config.redis.clone(), config.work.clone(), keys.clone());
+                let consumer = Arc::clone(&consumer);
+                // The configuration was good enough for the first connection.
+                Box::new(move || WorkStreams::new(&redis, &work, keys.clone(), Arc::clone(&consumer)).expect("a checked configuration"))
+            },
+            leases: leases.clone(),
+            claiming: Arc::clone(&claiming),
+            in_flight: in_flight.clone(),
+            permits: Arc::clone(&permits),
+            pool: ExecutorPool::new(executors),
+            publisher,
+            streams: streams.clone(),
+            max_item_bytes: config.limits.item.get(),
+            max_crashes: config.work.max_crashes.get(),
+            sweep: config.lease.sweep(),
+            worker_id: worker_id.clone(),
+            health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
+            stop: phases.drain.clone(),
+            stopped: phases.drained.clone(),
+        });
+        refuse_eviction(link.clone()).await?;
+        let reader = supervise("reader", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+            StreamReader::new(Arc::clone(&reader_deps), watch).start()
+        });
+
+        let lease_deps = Arc::new(LeaseDeps {
+            connect: {
+                let (config, keys) = (config.clone(), keys.clone());
+                Box::new(move || {
+                    let link = Link::new(&config.redis).expect("a checked configuration");
+                    new_leases(&config, &link, &keys, &consumer)
+                })
+            },
+            in_flight: in_flight.clone(),
+            permits: Arc::clone(&permits),
+            claiming,
+            reader,
+            streams,
+            duration: config.lease.duration,
+            renew: config.lease.renew(),
+            sweep: config.lease.sweep(),
+            health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
+            draining: phases.drain.clone(),
+            stop: phases.end.clone(),
+        });
+        let lease_arbiter = Arbiter::new();
+        // Leases are kept through the drain, so a keeper that dies then is rebuilt too.
+        supervise("lease keeper", metrics, phases.end.clone(), move |watch| {
+            let deps = Arc::clone(&lease_deps);
+            start_on(&lease_arbiter, move || LeaseKeeper::new(deps, watch))
+        });
+
+        let registrar = Registrar {
+            registry: WorkerRegistry::new(link, &keys, &worker_id),
+            worker_id,
+            instance,
+            pool_size: config.pool.size.get(),
+            address: address.to_string(),
+            tools: running.tool_names(),
+            models: config.llm.providers.iter().map(|(name, provider)| format!("{name}/{}", provider.model)).collect(),
+            in_flight: in_flight.clone(),
+            health: Arc::clone(&health),
+        };
+        let registrar = actix::spawn(registrar.announce_until(phases.end.clone()));
+        Ok(Self { config, health, in_flight, permits, leases, running, http, registrar, phases, signals })
+    }
+
+    /// Waits for the signal, then stops in order: not ready, no more reads, running items finish, the rest is handed
+    /// back, results are written, leases end, HTTP stops. A second signal stops at once.
+    async fn until_signalled(mut self) -> i32 {
+        let name = self.signals.next().await;
+        tracing::info!(signal = name, in_flight = self.in_flight.len(), grace = ?self.config.shutdown.grace,
+            "stopping: no more work is taken");
+        let Self { config, health, in_flight, permits, leases, running, http, registrar, phases, mut signals } = self;
+        let stop = async {
+            health.drain();
+            phases.drain.cancel();
+            let deadline = Instant::now() + config.shutdown.grace;
+            // The reader answers within its block; what its last read brought is executed like the rest.
+            let _ = tokio::time::timeout(config.work.block + config.redis.command_timeout, phases.drained.cancelled()).await;
+            if !idle_by(&permits, config.pool.size.get(), deadline).await {
+                tracing::info!(in_flight = in_flight.len(), "the grace time is over, the rest is handed back");
+                in_flight.stop_all();
+                if !idle_by(&permits, config.pool.size.get(), Instant::now() + LAST_RESULTS).await {
+                    phases.give_up.cancel();
+                    idle_by(&permits, config.pool.size.get(), Instant::now() + Duration::from_millis(200)).await;
+                    let held = in_flight.held();
+                    tracing::warn!(held = held.len(), "redis did not take every result, those entries are handed back");
+                    let _ = tokio::time::timeout(CLOSING, leases.hand_back(&held)).await;
+                }
+            }
+            phases.end.cancel();
+            let closing = async {
+                let _ = registrar.await;
+                running.close().await;
+                http.stop(true).await;
+            };
+            let _ = tokio::time::timeout(CLOSING, closing).await;
+        };
+        tokio::select! {
+            () = stop => {
+                tracing::info!("stopped");
+                0
+            }
+            name = signals.next() => {
+                tracing::warn!(signal = name, "a second signal: stopping at once, other workers take over what is left");
+                130
+            }
+        }
+    }
+}
+
+/// Waits until every permit is back, which means that every item is settled or handed back.
+async fn idle_by(permits: &Semaphore, size: usize, deadline: Instant) -> bool {
+    let all = permits.acquire_many(u32::try_from(size).unwrap_or(u32::MAX));
+    tokio::time::timeout_at(deadline.into(), all).await.is_ok()
+}
+
+/// Checks the server once it answers: an evicting one would delete the work stream under memory pressure.
+async fn refuse_eviction(link: Link) -> anyhow::Result<()> {
+    // An unreachable server is no reason not to start; the check then follows as soon as it answers.
+    match preflight(&link).await {
+        Ok(facts) => Ok(check(&facts)?),
+        Err(error) => {
+            tracing::warn!(%error, "redis does not answer yet, waiting for it");
+            actix::spawn(async move {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    let Ok(facts) = preflight(&link).await else { continue };
+                    if let Err(refused) = check(&facts) {
+                        tracing::error!(%refused, "the worker stops");
+                        System::current().stop_with_code(EXIT_CONFIG);
+                    }
+                    return;
+                }
+            });
+            Ok(())
+        }
+    }
+}
+
+fn check(facts: &ServerFacts) -> Result<(), Refused> {
+    if facts.evicts() {
+        let policy = facts.maxmemory_policy.clone().unwrap_or_default();
+        return Err(Refused(format!(
+            "redis has maxmemory-policy {policy}, which deletes work under memory pressure; set it to noeviction"
+        )));
+    }
+    if facts.aof == Some(false) {
+        tracing::warn!("redis runs without an append-only file: work and results are gone when it restarts; set appendonly yes");
+    }
+    if facts.primary == Some(false) {
+        tracing::warn!("this redis is a replica; work cannot be settled here");
+    }
+    Ok(())
+}
+
+fn new_leases(config: &Config, link: &Link, keys: &Keys, consumer: &Arc<str>) -> Leases {
+    let streams = config.work.streams.iter().map(|stream| Arc::from(stream.as_str()));
+    Leases::new(link.clone(), keys.clone(), &config.work.group, Arc::clone(consumer), config.lease.duration, streams)
+}
+
+/// Keeps terminal streams from growing for ever, behind what every group has acknowledged.
+async fn trim(log: EventLog, maxlen: usize, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => if let Err(error) = log.trim_unread(maxlen).await {
+                tracing::debug!(%error, "event streams were not trimmed");
+            },
+        }
+    }
+}

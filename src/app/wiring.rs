@@ -1,0 +1,108 @@
+//! Models and tools: the actors that every way of running a node needs, with Redis or without.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix::{Actor, Addr, Arbiter, Context};
+use anyhow::Context as _;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::handles::{LlmHandle, ToolHandle};
+use crate::actors::llm::{LlmActor, Provider};
+use crate::actors::mcp::{McpSessionActor, Server};
+use crate::actors::supervise::supervise;
+use crate::clients::llm::LlmClient;
+use crate::config::Config;
+use crate::domain::tool::ToolSpec;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::tools::registry::Registry;
+
+/// Models and tools at work.
+pub struct Running {
+    /// Models.
+    pub llm: LlmHandle,
+    /// Tools.
+    pub tools: ToolHandle,
+    /// The tool servers in the order of resolution.
+    pub servers: Vec<Arc<Server>>,
+    registry: Arc<Registry>,
+    // Owns the thread on which models and tool servers are spoken to: their connections live there.
+    _arbiter: Arbiter,
+}
+
+impl Running {
+    /// Starts an actor for each provider and each tool server, on a thread of their own.
+    pub fn start(
+        config: &Config,
+        health: &Arc<Health>,
+        metrics: &Arc<Metrics>,
+        draining: &CancellationToken,
+        end: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let arbiter = Arbiter::new();
+        let mut providers = HashMap::new();
+        for (name, provider) in &config.llm.providers {
+            let client = LlmClient::new(name, provider).with_context(|| format!("llm.providers.{name}"))?;
+            if !client.configured() && *name == config.llm.default {
+                tracing::warn!(provider = name, "no model key is set (LLM_API_KEY or LLM_API_KEY_FILE); agent and llm nodes will fail");
+            }
+            let provider = Arc::new(Provider {
+                name: name.clone(),
+                client,
+                slots: Arc::new(Semaphore::new(provider.concurrency.get())),
+                metrics: Arc::clone(metrics),
+            });
+            let on = arbiter.handle();
+            let post = supervise("model client", Arc::clone(metrics), draining.clone(), move |watch| {
+                let provider = Arc::clone(&provider);
+                LlmActor::start_in_arbiter(&on, move |_: &mut Context<LlmActor>| LlmActor::new(provider, watch))
+            });
+            providers.insert(name.clone(), post);
+        }
+        let mut servers = Vec::new();
+        let mut posts = Vec::new();
+        for (name, server) in config.mcp.ordered() {
+            let server = Server::new(name, server.clone(), Arc::clone(health), Arc::clone(metrics), end.clone());
+            let (on, lived) = (arbiter.handle(), Arc::clone(&server));
+            let post = supervise("tool client", Arc::clone(metrics), draining.clone(), move |watch| {
+                let server = Arc::clone(&lived);
+                McpSessionActor::start_in_arbiter(&on, move |_: &mut Context<McpSessionActor>| {
+                    McpSessionActor::new(server, watch)
+                })
+            });
+            posts.push((Arc::clone(&server), post));
+            servers.push(server);
+        }
+        let registry = Arc::new(Registry::builtin(&config.tools)?);
+        Ok(Self {
+            llm: LlmHandle::new(providers, &config.llm.default),
+            tools: ToolHandle::new(posts, Arc::clone(&registry), Arc::clone(metrics)),
+            servers,
+            registry,
+            _arbiter: arbiter,
+        })
+    }
+
+    /// What is configured, for the worker registry: servers as `name/*`, built-ins by name.
+    pub fn tool_names(&self) -> Vec<String> {
+        let servers = self.servers.iter().map(|server| format!("{}/*", server.name));
+        servers.chain(self.registry.specs().into_iter().map(|spec| spec.name)).collect()
+    }
+
+    /// The built-in tools.
+    pub fn builtin(&self) -> Vec<ToolSpec> {
+        self.registry.specs()
+    }
+
+    /// Ends every session, child processes included.
+    pub async fn close(&self) {
+        futures_util::future::join_all(self.servers.iter().map(|server| server.close())).await;
+    }
+}
+
+/// Starts an actor on another thread.
+pub fn start_on<A: Actor<Context = Context<A>>>(arbiter: &Arbiter, build: impl FnOnce() -> A + Send + 'static) -> Addr<A> {
+    A::start_in_arbiter(&arbiter.handle(), move |_| build())
+}

@@ -1,0 +1,179 @@
+//! The command line: which subcommands exist and where each begins. No subcommand runs the worker.
+
+pub mod config;
+pub mod dev;
+pub mod exec;
+pub mod healthcheck;
+pub mod mcp_demo;
+pub mod run;
+pub mod scripted_model;
+pub mod submit;
+pub mod tools;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::Config;
+use crate::config::load::{LoadOptions, Loaded, load};
+
+/// The exit codes that scripts may rely on, as `--help` prints them.
+const EXIT_CODES: &str = "Exit codes:
+  0    done, or stopped cleanly
+  1    the command failed; of `submit --wait`, `exec` and `dev --once`: a node did not end as hoped
+  2    wrong arguments
+  69   a service is needed and does not answer
+  70   a fault of the worker itself; a restart may help
+  78   wrong configuration; a restart does not help
+  130  a second signal ended the worker at once";
+
+/// A generic failure.
+pub const FAILED: u8 = 1;
+/// A service does not answer.
+pub const UNAVAILABLE: u8 = 69;
+/// Wrong configuration.
+pub const WRONG_CONFIG: u8 = 78;
+
+/// Runs the nodes of AI-agent graphs from Redis Streams: nothing lost, nothing twice.
+#[derive(Debug, Parser)]
+#[command(name = "executor-worker", version, about, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What every subcommand takes.
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// Configuration file (TOML) laid over the compiled-in defaults.
+    #[arg(long, global = true, value_name = "FILE", env = "EXECUTOR_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Sets one key, such as `--set pool.size=8`; wins over the file and the environment.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the worker (the same as no subcommand).
+    Run,
+    /// See it work: a private Redis, a scripted model, a demo tool server, a worker, and the sample nodes.
+    Dev(dev::DevArgs),
+    /// Put a work item into the stream.
+    Submit(submit::SubmitArgs),
+    /// Run one node here and now, with no Redis; its output goes to stdout.
+    Exec(exec::ExecArgs),
+    /// Show what each MCP server and the function registry offer.
+    Tools(tools::ToolsArgs),
+    /// Show or check the configuration.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Ask a running worker whether it is live; for container health checks.
+    Healthcheck(healthcheck::HealthcheckArgs),
+    /// Print a completion script for your shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// The tool server of `dev`, over stdin and stdout.
+    #[command(hide = true)]
+    McpDemo,
+    /// Serve a script of model turns over HTTP in the wire format of the Anthropic Messages API.
+    ScriptedModel(scripted_model::ScriptedModelArgs),
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+impl Cli {
+    /// Runs the subcommand; the answer is the exit code.
+    pub fn run(self) -> u8 {
+        let Self { settings, command } = self;
+        match command.unwrap_or(Command::Run) {
+            Command::Run => run::run(&settings),
+            Command::Dev(args) => dev::run(&settings, &args),
+            Command::Submit(args) => submit::run(&settings, &args),
+            Command::Exec(args) => exec::run(&settings, &args),
+            Command::Tools(args) => tools::run(&settings, &args),
+            Command::Config(command) => config::run(&settings, &command),
+            Command::Healthcheck(args) => healthcheck::run(&settings, &args),
+            Command::Completions { shell } => completions(shell),
+            Command::McpDemo => mcp_demo(),
+            Command::ScriptedModel(args) => scripted_model::run(&args),
+        }
+    }
+}
+
+impl Settings {
+    /// Loads the configuration out of file, environment and flags, or says in one message what is wrong with it.
+    pub fn load(&self) -> Result<Loaded, u8> {
+        let options = LoadOptions { file: self.config.clone(), flags: self.set.clone(), env: std::env::vars_os().collect() };
+        load(&options).map_err(|error| {
+            eprintln!("executor-worker: {error}");
+            WRONG_CONFIG
+        })
+    }
+
+    /// The same for a command that only needs the values.
+    pub fn config(&self) -> Result<Config, u8> {
+        Ok(self.load()?.config)
+    }
+}
+
+fn completions(shell: Shell) -> u8 {
+    // Into memory first: a reader such as `head` that closes the pipe early is no error.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "executor-worker", &mut script);
+    let _ = std::io::stdout().write_all(&script);
+    0
+}
+
+fn mcp_demo() -> u8 {
+    match block_on(mcp_demo::run()) {
+        Ok(()) => 0,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Reads a file, or stdin for `-`.
+pub fn read_input(path: &std::path::Path) -> anyhow::Result<String> {
+    if path.as_os_str() == "-" {
+        return Ok(std::io::read_to_string(std::io::stdin())?);
+    }
+    std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("cannot read {}: {error}", path.display()))
+}
+
+/// Runs a future on a runtime of this thread, for commands that need no actors.
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime on this thread can always be made").block_on(work)
+}
+
+/// Says on stderr what went wrong, causes included.
+pub fn fail(error: &dyn std::fmt::Display) -> u8 {
+    eprintln!("executor-worker: {error:#}");
+    FAILED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_subcommand_runs_the_worker() {
+        let cli = Cli::try_parse_from(["executor-worker", "--set", "pool.size=8"]).expect("it parses");
+        assert!(cli.command.is_none());
+        assert_eq!(cli.settings.set, [(String::from("pool.size"), String::from("8"))]);
+    }
+}

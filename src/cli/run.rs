@@ -1,0 +1,29 @@
+//! `run`: the worker.
+
+use crate::cli::{FAILED, Settings, WRONG_CONFIG};
+use crate::{app, telemetry};
+
+/// Loads the configuration, sets up logs and runs until a signal.
+pub fn run(settings: &Settings) -> u8 {
+    let loaded = match settings.load() {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    if let Err(error) = telemetry::init(&loaded.config.log, &loaded.config.worker.id) {
+        eprintln!("executor-worker: {error}");
+        return WRONG_CONFIG;
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!(warning, "configuration");
+    }
+    match app::run(loaded.config) {
+        Ok(code) => u8::try_from(code).unwrap_or(FAILED),
+        Err(error) => {
+            tracing::error!("the worker cannot start: {error:#}");
+            match error.downcast_ref::<app::Refused>() {
+                Some(_) => WRONG_CONFIG,
+                None => FAILED,
+            }
+        }
+    }
+}

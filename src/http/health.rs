@@ -1,0 +1,78 @@
+//! `/health`, `/live`, `/ready` and `/metrics`.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use actix_web::dev::Server;
+use actix_web::web::{Data, get};
+use actix_web::{App, HttpResponse, HttpServer};
+use serde_json::json;
+
+use crate::config::HttpConfig;
+use crate::health::Health;
+use crate::metrics::Metrics;
+
+/// What the handlers read.
+pub struct Facts {
+    /// The worker's name.
+    pub worker_id: String,
+    /// What the worker knows about itself.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Starts the server on a thread of its own; the address tells the port that was taken where the configured one is 0.
+pub fn serve(config: &HttpConfig, facts: Facts) -> std::io::Result<(Server, SocketAddr)> {
+    let listener = TcpListener::bind((config.bind.as_str(), config.port))?;
+    let address = listener.local_addr()?;
+    let facts = Data::new(facts);
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(facts.clone())
+            .route("/health", get().to(health))
+            .route("/live", get().to(live))
+            .route("/ready", get().to(ready))
+            .route("/metrics", get().to(metrics))
+    })
+    .workers(1)
+    // The worker itself decides what a signal means, and in which order things stop.
+    .disable_signals()
+    .shutdown_timeout(1)
+    .listen(listener)?
+    .run();
+    Ok((server, address))
+}
+
+async fn health(facts: Data<Facts>) -> HttpResponse {
+    let redis = facts.health.redis();
+    let healthy = redis && facts.health.live();
+    let body = json!({
+        "status": if healthy { "healthy" } else { "unhealthy" },
+        "worker_id": facts.worker_id,
+        "redis": if redis { "connected" } else { "disconnected" },
+        "last_processed": facts.health.last_processed(),
+    });
+    if healthy { HttpResponse::Ok().json(body) } else { HttpResponse::ServiceUnavailable().json(body) }
+}
+
+async fn live(facts: Data<Facts>) -> HttpResponse {
+    if facts.health.live() {
+        HttpResponse::Ok().json(json!({"live": true}))
+    } else {
+        HttpResponse::ServiceUnavailable().json(json!({"live": false}))
+    }
+}
+
+async fn ready(facts: Data<Facts>) -> HttpResponse {
+    let reasons = facts.health.not_ready();
+    let body = json!({"ready": reasons.is_empty(), "reasons": reasons});
+    if reasons.is_empty() { HttpResponse::Ok().json(body) } else { HttpResponse::ServiceUnavailable().json(body) }
+}
+
+async fn metrics(facts: Data<Facts>) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .insert_header(("cache-control", "no-store"))
+        .body(facts.metrics.encode())
+}
