@@ -42,8 +42,11 @@ pub(super) fn fields(value: Value) -> Result<Fields, RedisError> {
     Ok(found)
 }
 
-/// Takes a reply of XREAD or XREADGROUP apart: `[[stream, [entry, …]], …]`, entry by entry.
-pub(super) fn streams(value: Value) -> Result<Vec<(Arc<str>, Vec<Value>)>, RedisError> {
+/// A stream and what was read of it, for [`entry`] to take apart.
+pub(super) type ReadStream = (Arc<str>, Vec<Value>);
+
+/// Takes a reply of XREAD or XREADGROUP apart: `[[stream, [entry, …]], …]`.
+pub(super) fn streams(value: Value) -> Result<Vec<ReadStream>, RedisError> {
     let what = "a read of streams";
     let one = |stream| {
         let [name, entries] = reply::tuple::<2>(stream, what)?;

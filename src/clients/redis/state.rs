@@ -163,8 +163,8 @@ impl StateStore {
     /// Reads more of a state. One that is gone reads as empty.
     pub async fn read(&self, graph_id: &GraphId, wanted: &Wanted) -> Result<Snapshot, StateError> {
         let key = self.keys.state(graph_id);
-        let (value, form) = self.query(&key, |form| read_command(&key, form, wanted)).await?;
         let wanted = Wanted { config: false, ..wanted.clone() };
+        let (value, form) = self.query(&key, |form| read_command(&key, form, &wanted)).await?;
         let found = parse(value, form, &wanted, "").map_err(|corrupt| StateError::corrupt(&key, corrupt))?;
         Ok(found.snapshot)
     }
