@@ -2,4 +2,5 @@
 //! Handlers read shared facts and never wait on an actor.
 
 pub mod health;
+//! What this process serves over HTTP.
 pub mod scripted_model;
