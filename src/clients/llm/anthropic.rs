@@ -210,3 +210,31 @@ fn loopback(url: &Url) -> bool {
         None => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_url_is_taken_as_it_is_meant() {
+        for (base, whole) in [
+            ("https://api.anthropic.com", "https://api.anthropic.com/v1/messages"),
+            ("https://api.anthropic.com/", "https://api.anthropic.com/v1/messages"),
+            ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1/messages"),
+            ("http://h/proxy/v1/messages", "http://h/proxy/v1/messages"),
+            ("http://h/anthropic/", "http://h/anthropic/v1/messages"),
+        ] {
+            assert_eq!(endpoint(base).map(String::from), Ok(whole.to_owned()));
+        }
+        for wrong in ["", "api.anthropic.com", "ftp://h", "https://u:p@h", "https://h?x=1", "mailto:a@b"] {
+            assert!(endpoint(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_this_machine_is_reached_without_the_proxy() {
+        let is = |text: &str| loopback(&Url::parse(text).expect("a URL"));
+        assert!(is("http://localhost:1") && is("http://127.0.0.9") && is("http://[::1]:2"));
+        assert!(!is("https://api.anthropic.com") && !is("http://10.0.0.1"));
+    }
+}

@@ -4,11 +4,15 @@
 mod anthropic;
 mod content;
 mod error;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod request;
 mod response;
 mod schema;
 pub mod script;
 mod scripted;
+#[cfg(test)]
+mod tests;
 
 pub use error::{ErrorClass, LlmError, StatusError};
 

@@ -228,3 +228,197 @@ impl<'a> ResultBlock<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clients::llm::fixture::{assistant, request, with_settings, with_tools};
+    use crate::domain::message::text_block;
+
+    fn config() -> ProviderConfig {
+        ProviderConfig { model: String::from("claude-x"), ..ProviderConfig::default() }
+    }
+
+    fn text(request: &LlmRequest) -> String {
+        String::from_utf8(prepare(request, &config()).body).expect("JSON is UTF-8")
+    }
+
+    fn json_of(request: &LlmRequest) -> Value {
+        serde_json::from_str(&text(request)).expect("a body")
+    }
+
+    #[test]
+    fn the_smallest_body_has_nothing_that_was_not_asked_for() {
+        assert_eq!(
+            text(&request("hello")),
+            r#"{"model":"claude-x","max_tokens":16000,"messages":[{"role":"user","content":"hello"}]}"#
+        );
+    }
+
+    #[test]
+    fn every_setting_has_its_place() {
+        let mut call = with_settings(
+            with_tools(request("task"), &["add"]),
+            json!({
+                "model": "claude-y", "max_tokens": 500, "stop": ["END"], "effort": "low",
+                "thinking": {"type": "adaptive", "display": "omitted"},
+                "extra": {"service_tier": "standard_only", "cache_control": {"type": "ephemeral"}},
+            }),
+        );
+        call.system = Some(String::from("be brief"));
+        call.output_schema =
+            Some(Arc::new(json!({"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}})));
+        assert_eq!(
+            json_of(&call),
+            json!({
+                "model": "claude-y",
+                "max_tokens": 500,
+                "system": "be brief",
+                "tools": [{
+                    "name": "add",
+                    "description": "Does add.",
+                    "input_schema": {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0}}},
+                }],
+                "stop_sequences": ["END"],
+                "thinking": {"type": "adaptive", "display": "omitted"},
+                "service_tier": "standard_only",
+                "cache_control": {"type": "ephemeral"},
+                "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {
+                    "type": "object",
+                    "properties": {"n": {"type": "integer", "description": "(maximum: 9)"}},
+                    "additionalProperties": false,
+                }}},
+                "messages": [{"role": "user", "content": "task"}],
+            })
+        );
+    }
+
+    #[test]
+    fn what_the_model_wrote_goes_back_byte_for_byte() {
+        let raw = r#"[ {"type":"thinking","thinking":"\u00e9 é","signature":"Ab+/=="}, {"new_block":{"n":1.0e2,"b":12345678901234567890123},"type":"hologram"} ,{"type":"tool_use","id":"t1","name":"add","input":{"z":1,"a":2}}]"#;
+        let mut call = with_tools(request("task"), &["add"]);
+        call.turns.push(assistant(raw));
+        assert!(text(&call).contains(&format!(r#"{{"role":"assistant","content":{raw}}}"#)), "{}", text(&call));
+    }
+
+    #[test]
+    fn the_same_conversation_makes_the_same_bytes_and_only_grows_at_its_end() {
+        let mut call = with_tools(request("task"), &["b", "a"]);
+        let before = text(&call);
+        assert_eq!(before, text(&call.clone()));
+        call.turns.push(assistant(r#"[{"type":"text","text":"x"}]"#));
+        call.turns.push(Arc::new(Turn::User(String::from("more"))));
+        assert!(text(&call).starts_with(before.trim_end_matches("]}")));
+    }
+
+    #[test]
+    fn all_results_of_a_turn_are_one_message_in_call_order() {
+        let mut call = with_tools(request("task"), &["add"]);
+        let result = |id: &str, text: &str| ToolResult {
+            tool_use_id: id.to_owned(),
+            content: vec![text_block(text)],
+            is_error: false,
+        };
+        call.turns.push(Arc::new(Turn::ToolResults(vec![
+            result("t2", "two"),
+            ToolResult::error("t1", "no"),
+            ToolResult { content: Vec::new(), ..result("t3", "") },
+        ])));
+        assert_eq!(
+            json_of(&call)["messages"][1],
+            json!({"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t2", "content": [{"type": "text", "text": "two"}]},
+                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "no"}], "is_error": true},
+                {"type": "tool_result", "tool_use_id": "t3", "content": [{"type": "text", "text": "(no output)"}]},
+            ]})
+        );
+    }
+
+    #[test]
+    fn a_last_turn_without_tools_still_lists_them() {
+        let mut call = with_tools(request("task"), &["add"]);
+        call.tools_allowed = false;
+        let body = json_of(&call);
+        assert_eq!(body["tool_choice"], json!({"type": "none"}));
+        assert_eq!(body["tools"][0]["name"], "add");
+        let mut bare = request("task");
+        bare.tools_allowed = false;
+        assert!(json_of(&bare).get("tool_choice").is_none(), "the API refuses a choice among no tools");
+    }
+
+    #[test]
+    fn sampling_parameters_are_left_out_for_versions_that_refuse_them() {
+        let call = with_settings(request("x"), json!({"temperature": 0.5, "top_p": 0.9, "extra": {"top_k": 3}}));
+        let prepared = prepare(&call, &config());
+        let body: Value = serde_json::from_slice(&prepared.body).expect("a body");
+        assert!(SAMPLING.iter().all(|name| body.get(*name).is_none()), "{body}");
+        assert_eq!(prepared.warnings.len(), 1);
+        assert!(prepared.warnings[0].contains("`temperature`, `top_p`, `top_k`"), "{:?}", prepared.warnings);
+        let older = ProviderConfig { version: String::from("2023-06-01"), ..config() };
+        let prepared = prepare(&call, &older);
+        let body: Value = serde_json::from_slice(&prepared.body).expect("a body");
+        assert_eq!((&body["temperature"], &body["top_p"], &body["top_k"]), (&json!(0.5), &json!(0.9), &json!(3)));
+        assert!(prepared.warnings.is_empty());
+    }
+
+    #[test]
+    fn extra_members_join_ours_and_never_replace_what_the_worker_writes() {
+        let mut call = with_settings(
+            with_tools(request("x"), &["add"]),
+            json!({"effort": "low", "max_tokens": 7, "extra": {
+                "model": "other", "messages": [], "stream": true, "max_tokens": 1,
+                "tools": [{"type": "web_search_20260209", "name": "web_search"}],
+                "tool_choice": {"type": "auto", "disable_parallel_tool_use": true},
+                "output_config": {"task_budget": {"type": "tokens", "total": 9}},
+            }}),
+        );
+        let prepared = prepare(&call, &config());
+        let body: Value = serde_json::from_slice(&prepared.body).expect("a body");
+        assert_eq!((&body["model"], &body["max_tokens"]), (&json!("claude-x"), &json!(7)));
+        assert_eq!(body["messages"][0]["content"], "x");
+        assert!(body.get("stream").is_none());
+        assert_eq!(body["tools"][1], json!({"type": "web_search_20260209", "name": "web_search"}));
+        assert_eq!(body["tool_choice"]["disable_parallel_tool_use"], true);
+        assert_eq!(body["output_config"], json!({"effort": "low", "task_budget": {"type": "tokens", "total": 9}}));
+        assert_eq!(prepared.warnings.len(), 4, "{:?}", prepared.warnings);
+        call.tools_allowed = false;
+        assert_eq!(json_of(&call)["tool_choice"], json!({"type": "none"}));
+    }
+
+    #[test]
+    fn a_schema_that_the_api_cannot_enforce_is_told_in_words_with_a_warning() {
+        let mut call = request("x");
+        call.system = Some(String::from("be brief"));
+        call.output_schema = Some(Arc::new(json!({"type": "array", "items": {"type": "string"}})));
+        let prepared = prepare(&call, &config());
+        let body: Value = serde_json::from_slice(&prepared.body).expect("a body");
+        assert!(body.get("output_config").is_none());
+        let system = body["system"].as_str().expect("a text");
+        assert!(system.starts_with("be brief\n\n") && system.contains(r#"{"type":"array""#), "{system}");
+        assert!(prepared.warnings[0].contains("root is not an object"), "{:?}", prepared.warnings);
+    }
+
+    #[test]
+    fn an_empty_answer_is_not_sent_back() {
+        let mut call = request("x");
+        call.turns.push(assistant("[ ]"));
+        call.turns.push(Arc::new(Turn::User(String::from("please answer"))));
+        let roles: Vec<Value> = json_of(&call)["messages"]
+            .as_array()
+            .expect("messages")
+            .iter()
+            .map(|message| message["role"].clone())
+            .collect();
+        assert_eq!(roles, ["user", "user"]);
+    }
+
+    #[test]
+    fn the_providers_limit_holds_where_the_node_says_nothing() {
+        let config = ProviderConfig { max_tokens: NonZeroU32::MIN, ..config() };
+        let body: Value = serde_json::from_slice(&prepare(&request("x"), &config).body).expect("a body");
+        assert_eq!(body["max_tokens"], 1);
+    }
+}

@@ -217,3 +217,141 @@ fn shortened(message: &str) -> String {
     }
     short
 }
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::{HeaderName, HeaderValue};
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(message: &Value) -> Result<Completion, String> {
+        completion(message.to_string().as_bytes(), "asked", Some(String::from("req_1")), Vec::new())
+    }
+
+    fn with_reason(reason: &str, content: Value) -> Completion {
+        read(&json!({"model": "m", "content": content, "stop_reason": reason, "usage": {}})).expect("a message")
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn blocks_are_found_by_type_and_the_raw_text_stays_as_it_came() {
+        let raw = r#"[{"type":"thinking","thinking":"","signature":"s=="}, {"type":"text","text":"a"},{"type":"later","x":1.0},{"type":"text","text":"b"},{"type":"tool_use","id":"t1","name":"add","input":{"b":1,"a":2}}]"#;
+        let body = format!(r#"{{"id":"msg_1","content":{raw},"stop_reason":"tool_use","model":"m","new_member":1}}"#);
+        let read = completion(body.as_bytes(), "asked", None, Vec::new()).expect("a message");
+        assert_eq!(read.turn.raw.get(), raw);
+        assert_eq!(read.turn.text, "ab");
+        assert_eq!(read.turn.tool_uses.len(), 1);
+        assert_eq!(read.turn.tool_uses[0].input, *json!({"b": 1, "a": 2}).as_object().expect("object"));
+        assert_eq!((read.model.as_str(), read.stop_reason), ("m", StopReason::ToolUse));
+    }
+
+    #[test]
+    fn every_stop_reason_has_its_arm() {
+        for (wire, reason) in [
+            ("end_turn", StopReason::EndTurn),
+            ("tool_use", StopReason::ToolUse),
+            ("max_tokens", StopReason::MaxTokens),
+            ("stop_sequence", StopReason::StopSequence),
+            ("pause_turn", StopReason::PauseTurn),
+            ("model_context_window_exceeded", StopReason::ContextExceeded),
+            ("coffee_break", StopReason::Other(String::from("coffee_break"))),
+        ] {
+            assert_eq!(with_reason(wire, json!([])).stop_reason, reason);
+        }
+        let refusal = json!({"content": [], "stop_reason": "refusal", "stop_details": {"type": "refusal", "category": "bio", "explanation": null}});
+        let reason = StopReason::Refusal { category: Some(String::from("bio")), explanation: None };
+        assert_eq!(read(&refusal).expect("a refusal").stop_reason, reason);
+        let bare = json!({"content": [], "stop_reason": "refusal", "stop_details": null});
+        assert_eq!(
+            read(&bare).expect("a refusal").stop_reason,
+            StopReason::Refusal { category: None, explanation: None }
+        );
+    }
+
+    #[test]
+    fn a_tool_use_that_was_cut_off_is_not_asked_for() {
+        let content = json!([
+            {"type": "tool_use", "id": "t1", "name": "whole", "input": {"x": 1}},
+            {"type": "tool_use", "id": "t2", "name": "cut", "input": {}},
+        ]);
+        for reason in ["max_tokens", "model_context_window_exceeded", "refusal"] {
+            let uses = with_reason(reason, content.clone()).turn.tool_uses;
+            assert_eq!(uses.iter().map(|tool| tool.name.as_str()).collect::<Vec<_>>(), ["whole"], "{reason}");
+        }
+        assert_eq!(with_reason("tool_use", content).turn.tool_uses.len(), 2);
+    }
+
+    #[test]
+    fn cached_tokens_are_part_of_the_input() {
+        let usage = json!({"input_tokens": 10, "cache_creation_input_tokens": 200, "cache_read_input_tokens": 3000,
+            "output_tokens": 7, "output_tokens_details": {"thinking_tokens": 5}});
+        let read = read(&json!({"content": [], "stop_reason": "end_turn", "usage": usage})).expect("a message");
+        assert_eq!(
+            read.usage,
+            Usage { input_tokens: 3210, output_tokens: 7, cache_read_tokens: 3000, cache_write_tokens: 200 }
+        );
+        assert_eq!(read.model, "asked", "a server that names no model answers with the one asked for");
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_with_the_reason() {
+        for (body, words) in [
+            (json!({"stop_reason": "end_turn"}), "content"),
+            (json!({"content": [], "stop_reason": null}), "not complete"),
+            (json!({"content": "text", "stop_reason": "end_turn"}), "no list of blocks"),
+            (json!({"content": [{"type": "tool_use", "id": "t"}], "stop_reason": "tool_use"}), "no `name`"),
+            (json!({"content": [{"type": "tool_use", "name": "a"}], "stop_reason": "tool_use"}), "no `id`"),
+            (
+                json!({"content": [{"type": "tool_use", "id": "t", "name": "a", "input": 3}], "stop_reason": "tool_use"}),
+                "not an object",
+            ),
+        ] {
+            let problem = read(&body).expect_err(words);
+            assert!(problem.contains(words), "{words}: {problem}");
+        }
+        let no_arguments = json!([{"type": "tool_use", "id": "t", "name": "a"}]);
+        assert!(with_reason("tool_use", no_arguments).turn.tool_uses[0].input.is_empty());
+    }
+
+    #[test]
+    fn the_wait_is_milliseconds_or_seconds_or_a_date_and_has_a_cap() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_445_412_450); // Wed, 21 Oct 2015 07:27:30 GMT
+        let wait = |pairs: &[(&'static str, &'static str)]| retry_after(&headers(pairs), now);
+        assert_eq!(wait(&[("retry-after", "1.5")]), Some(Duration::from_millis(1500)));
+        assert_eq!(wait(&[("retry-after-ms", "250"), ("retry-after", "9")]), Some(Duration::from_millis(250)));
+        assert_eq!(wait(&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")]), Some(Duration::from_secs(30)));
+        assert_eq!(wait(&[("retry-after", "9000")]), Some(Duration::from_secs(120)));
+        for nothing in ["0", "-1", "soon", "NaN", "inf", "Wed, 21 Oct 2015 07:27:00 GMT", ""] {
+            assert_eq!(wait(&[("retry-after", nothing)]), None, "{nothing:?}");
+        }
+        assert_eq!(wait(&[]), None);
+    }
+
+    #[test]
+    fn an_error_keeps_what_helps_and_hides_the_key() {
+        let body = json!({"type": "error", "error": {"type": "rate_limit_error", "message": "key sk-1\nslow down"},
+            "request_id": "req_body"});
+        let with_headers = headers(&[("x-should-retry", "true"), ("retry-after", "2")]);
+        let error = error("p", 429, &with_headers, body.to_string().as_bytes(), Some("sk-1"));
+        assert_eq!(error.message, "key [key] slow down");
+        assert_eq!(error.kind.as_deref(), Some("rate_limit_error"));
+        assert_eq!((error.should_retry, error.retry_after), (Some(true), Some(Duration::from_secs(2))));
+        assert_eq!(error.request_id.as_deref(), Some("req_body"));
+        let page = super::error("p", 502, &headers(&[("request-id", "req_h")]), b"<html>", None);
+        assert_eq!((page.kind, page.request_id.as_deref()), (None, Some("req_h")));
+        let long = json!({"error": {"message": "x".repeat(5_000)}}).to_string();
+        assert_eq!(super::error("p", 400, &headers(&[]), long.as_bytes(), None).message.chars().count(), 501);
+    }
+
+    #[test]
+    fn an_error_is_told_from_a_message() {
+        assert!(is_error(br#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#));
+        assert!(is_error(br#"{"error":{"message":"m"}}"#));
+        assert!(!is_error(br#"{"type":"message","content":[],"error":{}}"#));
+        assert!(!is_error(b"<html>"));
+    }
+}

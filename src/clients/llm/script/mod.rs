@@ -205,3 +205,6 @@ impl Calls {
             .or_insert_with(|| ConversationCalls { prompt: ask::short(&ask.prompt), ..ConversationCalls::default() })
     }
 }
+
+#[cfg(test)]
+mod tests;
