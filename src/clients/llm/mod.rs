@@ -11,10 +11,12 @@ mod response;
 mod schema;
 pub mod script;
 mod scripted;
+mod status;
 #[cfg(test)]
 mod tests;
 
-pub use error::{ErrorClass, LlmError, StatusError};
+pub use error::LlmError;
+pub use status::{ErrorClass, StatusError};
 
 use crate::config::{ProviderConfig, ProviderKind};
 use crate::domain::message::Completion;

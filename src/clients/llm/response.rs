@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::error::StatusError;
+use super::status::StatusError;
 use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Usage};
 
 /// No wait that a provider asks for is taken as longer.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::error::{LlmError, StatusError};
+use super::error::LlmError;
 use super::script::{ApiError, ScriptedModel};
+use super::status::StatusError;
 use super::{anthropic, request, response};
 use crate::config::ProviderConfig;
 use crate::domain::message::Completion;
