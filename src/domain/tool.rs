@@ -31,6 +31,11 @@ pub struct ToolHints {
     pub idempotent: bool,
 }
 
+impl ToolHints {
+    /// Changes nothing, and so may be repeated.
+    pub const READ_ONLY: Self = Self { read_only: true, idempotent: true };
+}
+
 /// A tool that can be called.
 #[derive(Debug, Clone)]
 pub struct ToolSpec {
@@ -100,6 +105,12 @@ impl ToolOutput {
             (true, Some(structured)) => structured.to_string(),
             _ => texts.join("\n"),
         }
+    }
+}
+
+impl From<Value> for ToolOutput {
+    fn from(value: Value) -> Self {
+        Self::structured(value)
     }
 }
 

@@ -1,0 +1,1 @@
+//! How the names that a node writes find their tools.
