@@ -68,6 +68,15 @@ impl Target {
             Self::Fallback(_) => Kind::Secret,
         }
     }
+
+    /// A problem of the key that `variable` is for.
+    fn problem(self, variable: &str, message: impl Into<String>) -> Problem {
+        let key = match self {
+            Self::Key(at) => KEYS[at].path,
+            Self::Fallback(at) => FALLBACK_KEYS[at].0,
+        };
+        Problem::new(key, Source::Environment(variable.to_owned()), message)
+    }
 }
 
 impl Environment {
@@ -104,14 +113,14 @@ impl Environment {
                 }
                 Ok(text) if name == REDIS_ADDR => match redis_addr::from_variable(&text) {
                     Ok(url) => candidates.entry(target).or_default().push((name, url)),
-                    Err(message) => problems.push(problem(name, message)),
+                    Err(message) => problems.push(target.problem(name, message)),
                 },
                 Ok(text) => candidates.entry(target).or_default().push((name, text)),
-                Err(message) => problems.push(problem(name, message)),
+                Err(message) => problems.push(target.problem(name, message)),
             }
         }
         for (target, candidates) in candidates {
-            if let Some((value, variable)) = settle(target.kind(), &candidates, problems) {
+            if let Some((value, variable)) = settle(target, &candidates, problems) {
                 let source = Source::Environment(variable.to_owned());
                 match target {
                     Target::Key(at) => environment.settings.push(Setting { key: &KEYS[at], value, source }),
@@ -203,29 +212,34 @@ fn unknown(name: &str) -> String {
 }
 
 /// The one value of several variables for the same key.
-fn settle<'a>(kind: Kind, candidates: &[(&'a str, String)], problems: &mut Vec<Problem>) -> Option<(Value, &'a str)> {
+fn settle<'a>(
+    target: Target,
+    candidates: &[(&'a str, String)],
+    problems: &mut Vec<Problem>,
+) -> Option<(Value, &'a str)> {
     for (variable, _) in candidates {
         let file = candidates.iter().map(|(other, _)| *other).find(|other| {
             other.len() == variable.len() + 5 && other.starts_with(variable) && other.to_uppercase().ends_with("_FILE")
         });
         if let Some(file) = file {
-            problems.push(problem(variable, format!("is set together with {file}; keep one of the two")));
+            problems.push(target.problem(variable, format!("is set together with {file}; keep one of the two")));
             return None;
         }
     }
     let mut parsed: Vec<(Value, &str)> = Vec::new();
     for (variable, text) in candidates {
-        match kind.parse(text) {
+        match target.kind().parse(text) {
             Ok(value) => parsed.push((value, variable)),
-            Err(message) => problems.push(problem(variable, message)),
+            Err(message) => problems.push(target.problem(variable, message)),
         }
     }
     let mut values = parsed.into_iter();
     let (value, first) = values.next()?;
     for (other, variable) in values {
         if other != value {
-            problems
-                .push(problem(variable, format!("is set differently by {first}; both name the same key, keep one")));
+            problems.push(
+                target.problem(variable, format!("is set differently by {first}; both name the same key, keep one")),
+            );
             return None;
         }
     }

@@ -93,8 +93,9 @@ impl Reading<'_> {
 }
 
 /// Why a key is refused, with the one that was probably meant.
-fn unknown(path: &[String]) -> String {
+pub fn unknown<S: AsRef<str>>(path: &[S]) -> String {
     let Some((name, above)) = path.split_last() else { return String::from("there is no such key") };
+    let name = name.as_ref();
     let siblings = schema::members(above);
     if let Some(near) = nearest(name, siblings.iter().copied()) {
         return format!("there is no such key; did you mean `{near}`?");
@@ -102,6 +103,9 @@ fn unknown(path: &[String]) -> String {
     // The right name in the wrong section.
     if let Some(elsewhere) = KEYS.iter().find(|key| !key.is_free() && key.path.ends_with(&format!(".{name}"))) {
         return format!("there is no such key; did you mean `{}`?", elsewhere.path);
+    }
+    if siblings.is_empty() {
+        return String::from("there is no such section; `executor-worker config show` lists every key");
     }
     format!("there is no such key; known here are {}", siblings.into_iter().collect::<Vec<_>>().join(", "))
 }

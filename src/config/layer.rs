@@ -54,7 +54,8 @@ pub fn get<'a, S: AsRef<str>>(values: &'a Dict, path: &[S]) -> Option<&'a Value>
     inner.get(last.as_ref())
 }
 
-fn insert<S: AsRef<str>>(values: &mut Dict, path: &[S], value: Value) {
+/// Puts one value in at a path.
+pub fn insert<S: AsRef<str>>(values: &mut Dict, path: &[S], value: Value) {
     match path {
         [] => {}
         [name] => {

@@ -11,7 +11,7 @@ use figment::value::{Dict, Value};
 
 use crate::config::env::{Environment, MCP_SERVERS};
 use crate::config::error::{ConfigError, Problem};
-use crate::config::layer::{Layer, get};
+use crate::config::layer::{Layer, get, insert};
 use crate::config::schema::{self, KEYS, PROVIDER_KINDS};
 use crate::config::show::{self, Entry};
 use crate::config::source::Source;
@@ -25,26 +25,8 @@ pub struct LoadOptions {
     pub file: Option<PathBuf>,
     /// The environment.
     pub env: BTreeMap<OsString, OsString>,
-    /// What flags set; they win over everything.
-    pub flags: Vec<Flag>,
-}
-
-impl LoadOptions {
-    /// The environment of this process, with a file and flags of the command line.
-    pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
-        Self { file, env: std::env::vars_os().collect(), flags }
-    }
-}
-
-/// One value that a flag sets.
-#[derive(Clone)]
-pub struct Flag {
-    /// The flag as it is written, `--port`.
-    pub name: String,
-    /// The dotted path of the key.
-    pub key: String,
-    /// The value as a text; it is read as the environment's are.
-    pub value: String,
+    /// What flags set, as dotted key and text; they win over everything.
+    pub flags: Vec<(String, String)>,
 }
 
 /// A configuration with its origin.
@@ -78,7 +60,7 @@ pub fn defaults() -> Config {
 pub fn load(options: &LoadOptions) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
     let environment = Environment::read(&options.env, &mut problems);
-    let path = options.file.clone().or_else(|| environment.file.clone());
+    let path = options.file.clone().filter(|path| !path.as_os_str().is_empty()).or(environment.file.clone());
     let from_file = match path.as_deref().map(|path| file::read(path, &mut problems)) {
         Some(Some(layer)) => layer,
         // Without the file most of what follows would be blamed for what stands in it.
@@ -115,15 +97,15 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, ConfigError> {
 }
 
 /// Values of the command line, given their types.
-fn flags(flags: &[Flag], problems: &mut Vec<Problem>) -> Layer {
+fn flags(flags: &[(String, String)], problems: &mut Vec<Problem>) -> Layer {
     let mut layer = Layer::default();
-    for Flag { name, key, value } in flags {
-        let source = Source::Flag(name.clone());
+    for (key, value) in flags {
+        let source = Source::Flag(format!("--set {key}"));
         let path: Vec<&str> = key.split('.').collect();
         match schema::find(&path).map(|key| key.kind.parse(value)) {
             Some(Ok(value)) => layer.insert(&path, value, source),
             Some(Err(message)) => problems.push(Problem::new(key, source, message)),
-            None => problems.push(Problem::new(key, source, format!("there is no key `{key}`"))),
+            None => problems.push(Problem::new(key, source, file::unknown(&path))),
         }
     }
     layer
@@ -242,19 +224,22 @@ fn beneath(merged: &Dict, environment: &Environment) -> Layer {
         for name in names(merged, section, group) {
             for key in KEYS.iter().filter(|key| key.path.starts_with(&format!("{section}.{group}.*."))) {
                 let member = key.path.rsplit('.').next().unwrap_or_default();
-                if let Some(Ok(value)) = key.default.map(|default| key.kind.parse(default)) {
-                    layer.insert(&[section, group, &name, member], value, Source::Default);
+                // A provider that is called as a kind is of that kind unless it says otherwise.
+                let named = PROVIDER_KINDS.iter().find(|kind| member == "kind" && **kind == name);
+                if let Some(Ok(value)) = named.copied().or(key.default).map(|default| key.kind.parse(default)) {
+                    insert(&mut layer.values, &[section, group, &name, member], value);
                 }
             }
         }
     }
     for name in names(merged, "llm", "providers") {
-        let kind = get(merged, &["llm", "providers", &name, "kind"]).and_then(Value::as_str).unwrap_or("anthropic");
-        if let Some((_, key, source)) = environment.fallback_keys.iter().find(|(of, _, _)| *of == kind) {
+        let path = ["llm", "providers", name.as_str(), "kind"];
+        let kind = get(merged, &path).or(layer.get(&path)).and_then(Value::as_str).map(str::to_owned);
+        if let Some((_, key, source)) = environment.fallback_keys.iter().find(|(of, _, _)| kind.as_deref() == Some(*of))
+        {
             layer.insert(&["llm", "providers", &name, "api_key"], key.clone(), source.clone());
         }
     }
-    layer.sources.retain(|_, source| *source != Source::Default);
     layer
 }
 

@@ -15,6 +15,7 @@ pub mod source;
 pub mod validate;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -223,7 +224,7 @@ pub enum AuthHeader {
 }
 
 /// One provider of models. Members that are absent take the defaults written in `config/default.toml`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProviderConfig {
     /// What it speaks.
@@ -252,6 +253,19 @@ pub struct ProviderConfig {
     pub concurrency: NonZeroUsize,
     /// scripted: the file with the turns.
     pub script: Option<PathBuf>,
+}
+
+impl fmt::Debug for ProviderConfig {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, base_url, model, script, .. } = self;
+        let base_url = show::masked_url(base_url);
+        out.debug_struct("ProviderConfig")
+            .field("kind", kind)
+            .field("base_url", &base_url)
+            .field("model", model)
+            .field("script", script)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for ProviderConfig {
@@ -295,7 +309,7 @@ impl McpSection {
 }
 
 /// One MCP server: `url` for Streamable HTTP, or `command` for a child process.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct McpServerConfig {
     /// The endpoint of a server over Streamable HTTP.
@@ -322,6 +336,19 @@ pub struct McpServerConfig {
     pub concurrency: NonZeroUsize,
     /// Whether the worker is ready only while this server answers.
     pub required: bool,
+}
+
+impl fmt::Debug for McpServerConfig {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Arguments are left out: people pass tokens in them.
+        let Self { url, command, required, .. } = self;
+        let url = url.as_deref().map(show::masked_url);
+        out.debug_struct("McpServerConfig")
+            .field("url", &url)
+            .field("command", command)
+            .field("required", required)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for McpServerConfig {

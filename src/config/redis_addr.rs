@@ -95,10 +95,10 @@ mod tests {
 
     #[test]
     fn a_password_leaves_the_address_decoded() {
-        let address = parse("rediss://me:p%40s%2Bs+%C3%A4@cache:6380/3").ok().expect("an address");
+        let Ok(address) = parse("rediss://me:p%40s%2Bs+%C3%A4@cache:6380/3") else { panic!("it is an address") };
         assert_eq!(address.url, "rediss://me@cache:6380/3");
         assert_eq!(address.password.as_deref(), Some("p@s+s+ä"));
-        let address = parse("redis://:only@cache:6379").ok().expect("an address");
+        let Ok(address) = parse("redis://:only@cache:6379") else { panic!("it is an address") };
         assert_eq!(address.url, "redis://cache:6379");
     }
 

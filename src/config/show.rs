@@ -40,6 +40,7 @@ pub fn entries(config: &Config, merged: &Dict, sources: &BTreeMap<String, Source
         for path in expand(&pattern, merged) {
             let Some((name, section)) = path.split_last() else { continue };
             let value = match get(merged, &path) {
+                Some(value) if key.path.ends_with(".args") => Some(json!(masked_arguments(value))),
                 Some(value) => Some(shown(key.kind, value)),
                 None => derived(key.path, config),
             };
@@ -86,6 +87,24 @@ fn shown(kind: Kind, value: &Value) -> Json {
         (Kind::Url, Some(text)) => json!(masked_url(text)),
         _ => serde_json::to_value(value).unwrap_or(Json::Null),
     }
+}
+
+/// Arguments of a program, with those masked that go by the name of a secret: `--token=…` and what follows `--token`.
+fn masked_arguments(value: &Value) -> Vec<String> {
+    let mut secret_follows = false;
+    let mask = |argument: &str| {
+        let (name, value) = argument.split_once('=').map_or((argument, None), |(name, value)| (name, Some(value)));
+        let lower = name.to_lowercase();
+        let secret = ["token", "key", "secret", "password", "auth"].iter().any(|word| lower.contains(word));
+        let follows = std::mem::replace(&mut secret_follows, secret && value.is_none() && name.starts_with('-'));
+        match value {
+            _ if follows => MASK.to_owned(),
+            Some(_) if secret => format!("{name}={MASK}"),
+            _ if argument.contains("://") => masked_url(argument),
+            _ => argument.to_owned(),
+        }
+    };
+    value.as_array().unwrap_or_default().iter().filter_map(Value::as_str).map(mask).collect()
 }
 
 /// An address without what may be a credential: the user part (the name of a Redis user stays) and the values of the
@@ -171,5 +190,15 @@ mod tests {
         ] {
             assert_eq!(masked_url(address), masked);
         }
+    }
+
+    #[test]
+    fn arguments_that_are_called_secret_are_masked() {
+        let arguments =
+            ["-y", "server", "--token", "hunter2", "--api-key=hunter2", "http://u:hunter2@h/", "--port", "1"];
+        assert_eq!(
+            masked_arguments(&Value::from(arguments.map(String::from).to_vec())),
+            ["-y", "server", "--token", "***", "--api-key=***", "http://***:***@h/", "--port", "1"]
+        );
     }
 }

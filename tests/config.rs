@@ -1,0 +1,990 @@
+//! The configuration from outside: names, precedence, refusals, and what may never be printed. Every environment here
+//! is made up; none of these tests reads or writes the one of the process.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+
+use da_node_executor::cli::config as cli;
+use da_node_executor::config::error::ConfigError;
+use da_node_executor::config::load::{LoadOptions, Loaded, load};
+use da_node_executor::config::schema::{FALLBACK_KEYS, KEYS, Key, Kind, SHORT_NAMES};
+use da_node_executor::config::source::Source;
+use da_node_executor::config::{Config, DEFAULT_TOML, McpServerConfig, ProviderConfig, ProviderKind};
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+
+/// A configuration being put together; the file lives as long as it does.
+#[derive(Default)]
+struct Given {
+    folder: Option<TempDir>,
+    options: LoadOptions,
+}
+
+impl Given {
+    fn env(variables: &[(&str, &str)]) -> Self {
+        Self::default().and_env(variables)
+    }
+
+    fn file(text: &str) -> Self {
+        Self::default().and_file(text)
+    }
+
+    fn and_env(mut self, variables: &[(&str, &str)]) -> Self {
+        self.options.env.extend(variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))));
+        self
+    }
+
+    fn and_file(mut self, text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("worker.toml");
+        fs::write(&path, text).expect("a file in it");
+        self.options.file = Some(path);
+        self.folder = Some(folder);
+        self
+    }
+
+    fn and_flag(mut self, key: &str, value: &str) -> Self {
+        self.options.flags.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn load(&self) -> Result<Loaded, ConfigError> {
+        load(&self.options)
+    }
+
+    fn good(&self) -> Loaded {
+        self.load().unwrap_or_else(|error| panic!("should be good, but {error}"))
+    }
+
+    fn config(&self) -> Config {
+        self.good().config
+    }
+
+    /// The message of the refusal.
+    fn refusal(&self) -> String {
+        self.load().err().expect("should be refused").to_string()
+    }
+}
+
+/// A secret in a file of its own.
+fn secret_file(content: &[u8]) -> (TempDir, String) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("secret");
+    fs::write(&path, content).expect("a file in it");
+    let path = path.to_str().expect("a plain path").to_owned();
+    (folder, path)
+}
+
+fn environment(name: &str) -> Source {
+    Source::Environment(name.to_owned())
+}
+
+// --- precedence -------------------------------------------------------------------------------------------------
+
+#[test]
+fn flags_win_over_the_environment_over_the_file_over_the_defaults() {
+    let file = "[pool]\nsize = 2\n";
+    let env: &[(&str, &str)] = &[("EXECUTOR__POOL__SIZE", "3")];
+    let size = |given: &Given| {
+        let loaded = given.good();
+        (loaded.config.pool.size.get(), loaded.source("pool.size").kind())
+    };
+    assert_eq!(size(&Given::default()), (64, "default"));
+    assert_eq!(size(&Given::file(file)), (2, "file"));
+    assert_eq!(size(&Given::file(file).and_env(env)), (3, "environment"));
+    assert_eq!(size(&Given::file(file).and_env(env).and_flag("pool.size", "4")), (4, "flag"));
+    assert_eq!(size(&Given::env(env)), (3, "environment"));
+    assert_eq!(size(&Given::file(file).and_flag("pool.size", "4")), (4, "flag"));
+}
+
+#[test]
+fn a_value_of_the_file_knows_its_line() {
+    let given = Given::file("[worker]\nid = \"w\"\n\n[pool]\n# Few.\nsize = 2\n");
+    let Source::File { path, line } = given.good().source("pool.size") else { panic!("it stands in the file") };
+    assert_eq!((Some(path), line), (given.options.file.clone(), Some(6)));
+}
+
+#[test]
+fn a_flag_names_the_file_before_the_environment_does() {
+    let other = Given::file("[pool]\nsize = 5\n");
+    let path = other.options.file.clone().expect("a file").to_str().expect("a plain path").to_owned();
+    assert_eq!(Given::env(&[("EXECUTOR_CONFIG", &path)]).config().pool.size.get(), 5);
+    let both = Given::file("[pool]\nsize = 6\n").and_env(&[("EXECUTOR_CONFIG", &path)]);
+    assert_eq!(both.config().pool.size.get(), 6);
+    assert!(
+        Given::env(&[("EXECUTOR_CONFIG", "/nowhere/worker.toml")])
+            .refusal()
+            .contains("/nowhere/worker.toml: cannot be read")
+    );
+}
+
+#[test]
+fn only_a_named_file_is_read() {
+    assert_eq!(Given::default().good().file, None);
+    assert_eq!(Given::env(&[("EXECUTOR_CONFIG", "")]).good().file, None);
+}
+
+#[test]
+fn lists_are_replaced_and_not_joined() {
+    let given = Given::file("[work]\nstreams = [\"a\", \"b\"]\n").and_env(&[("EXECUTOR__WORK__STREAMS", "c")]);
+    assert_eq!(given.config().work.streams, ["c"]);
+}
+
+// --- names ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn every_short_name_sets_its_key() {
+    let given = Given::env(&[
+        ("WORKER_ID", "worker-7"),
+        ("REDIS_ADDR", "cache:6380"),
+        ("REDIS_PASS", "p"),
+        ("REDIS_DB", "4"),
+        ("LLM_PROVIDER", "anthropic"),
+        ("LLM_API_KEY", "k"),
+        ("LLM_MODEL", "claude-x"),
+        ("LLM_BASE_URL", "http://127.0.0.1:9"),
+        ("MCP_SERVERS", "http://tools-server:8080,http://search-server:8081"),
+        ("MAX_ITERATIONS", "3"),
+        ("LOG_LEVEL", "debug"),
+        ("HEALTH_PORT", "9000"),
+    ]);
+    let loaded = given.good();
+    let config = &loaded.config;
+    assert_eq!(config.worker.id, "worker-7");
+    assert_eq!(config.redis.url, "redis://cache:6380");
+    assert_eq!(config.redis.password.as_ref().map(|secret| secret.expose_secret()), Some("p"));
+    assert_eq!(config.redis.db, Some(4));
+    let provider = &config.llm.providers["anthropic"];
+    assert_eq!(provider.api_key.as_ref().map(|secret| secret.expose_secret()), Some("k"));
+    assert_eq!((provider.model.as_str(), provider.base_url.as_str()), ("claude-x", "http://127.0.0.1:9"));
+    assert_eq!(config.mcp.order, ["tools-server", "search-server"]);
+    assert_eq!(config.mcp.servers["search-server"].url.as_deref(), Some("http://search-server:8081"));
+    assert_eq!(config.agent.max_iterations.get(), 3);
+    assert_eq!((config.log.level.as_str(), config.http.port), ("debug", 9000));
+    for (name, path) in SHORT_NAMES {
+        assert_eq!(loaded.source(&path.replace('*', "anthropic")), environment(name));
+    }
+    assert_eq!(loaded.source("mcp.servers.tools-server.url"), environment("MCP_SERVERS"));
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+}
+
+/// A good value for a key, as the environment would write it.
+fn sample(key: &Key) -> String {
+    match (key.path, key.kind) {
+        ("redis.url", _) => String::from("redis://h:1"),
+        ("llm.default", _) => String::from("anthropic"),
+        ("lease.renew" | "retry.initial", _) => String::from("1s"),
+        ("lease.duration", _) => String::from("61s"),
+        ("retry.max", _) => String::from("31s"),
+        ("events.progress", _) => String::from("node.started"),
+        ("tools.disable", _) => String::from("template"),
+        ("tools.http_request.allow", _) => String::from("*.example.com,h:80"),
+        ("mcp.order", _) => String::from("s"),
+        ("http.bind", _) => String::from("::1"),
+        ("log.level", _) => String::from("WARN"),
+        (path, _) if path.ends_with(".base_url") || path.ends_with(".url") => String::from("http://h/"),
+        (_, Kind::Text | Kind::Secret | Kind::Url) => String::from("some-text"),
+        (_, Kind::Bool) => String::from("true"),
+        (_, Kind::Integer { max, .. }) => max.min(7).to_string(),
+        (_, Kind::Duration { .. }) => String::from("1500ms"),
+        (_, Kind::List) => String::from("a,b"),
+        (_, Kind::OneOf(known)) => known[known.len() - 1].to_owned(),
+    }
+}
+
+#[test]
+fn every_key_can_be_set_by_its_long_name_and_by_a_flag() {
+    for key in KEYS.iter().filter(|key| !key.is_free()) {
+        let name = key.variable().expect("keys without free names have one");
+        let given = || Given::file("[mcp.servers.s]\ncommand = \"true\"\n");
+        let value = sample(key);
+        assert_eq!(given().and_env(&[(&name, &value)]).good().source(key.path), environment(&name));
+        assert_eq!(given().and_flag(key.path, &value).good().source(key.path).kind(), "flag", "{}", key.path);
+    }
+}
+
+#[test]
+fn every_key_can_be_set_in_a_file() {
+    for key in KEYS {
+        let (path, value) = (key.path, sample(key));
+        let value = match key.kind {
+            Kind::Bool | Kind::Integer { .. } => value,
+            Kind::List => format!("{:?}", value.split(',').collect::<Vec<_>>()),
+            _ => format!("{value:?}"),
+        };
+        let path = path.replacen('*', "s", 1).replacen('*', "X", 1);
+        // What a server or a provider cannot do without.
+        let beside = match path.as_str() {
+            "mcp.servers.s.url" | "mcp.servers.s.command" => "",
+            path if path.ends_with("headers.X") => "mcp.servers.s.url = \"http://h/\"\n",
+            "llm.providers.s.kind" => "llm.providers.s.script = \"turns.yaml\"\nmcp.servers.s.command = \"true\"\n",
+            _ => "mcp.servers.s.command = \"true\"\n",
+        };
+        let given = Given::file(&format!("{beside}{path} = {value}\n"));
+        assert_eq!(given.good().source(&path).kind(), "file", "{path}");
+    }
+}
+
+#[test]
+fn segments_of_long_names_are_lower_cased() {
+    assert_eq!(Given::env(&[("EXECUTOR__pool__Size", "3")]).config().pool.size.get(), 3);
+}
+
+#[test]
+fn an_empty_value_is_unset() {
+    let names: Vec<String> = KEYS.iter().filter_map(Key::variable).collect();
+    let short = SHORT_NAMES.iter().map(|(name, _)| *name).chain(["MCP_SERVERS", "RUST_LOG", "REDIS_PASS_FILE"]);
+    let all: Vec<(&str, &str)> = names.iter().map(String::as_str).chain(short).map(|name| (name, "")).collect();
+    let loaded = Given::env(&all).good();
+    assert!(loaded.sources.values().all(Source::is_default));
+}
+
+#[test]
+fn names_with_one_underscore_and_of_others_are_not_ours() {
+    Given::env(&[("EXECUTOR_POOL_SIZE", "x"), ("EXECUTOR", "x"), ("executor__pool__size", "x"), ("LLM_FOO", "x")])
+        .good();
+}
+
+#[test]
+fn a_texts_digits_stay_digits() {
+    let given = Given::env(&[
+        ("EXECUTOR__WORK__GROUP", "0123"),
+        ("WORKER_ID", "1e5"),
+        ("REDIS_PASS", "007"),
+        ("LLM_MODEL", "true"),
+        ("LLM_API_KEY", "[1]"),
+        ("EXECUTOR__WORK__STREAMS", "01,true"),
+    ]);
+    let config = given.config();
+    assert_eq!((config.work.group.as_str(), config.worker.id.as_str()), ("0123", "1e5"));
+    assert_eq!(config.redis.password.expect("set").expose_secret(), "007");
+    assert_eq!(config.llm.providers["anthropic"].model, "true");
+    assert_eq!(config.llm.providers["anthropic"].api_key.as_ref().expect("set").expose_secret(), "[1]");
+    assert_eq!(config.work.streams, ["01", "true"]);
+}
+
+#[test]
+fn lists_are_cut_at_commas_or_read_as_json() {
+    let streams = |text: &str| Given::env(&[("EXECUTOR__WORK__STREAMS", text)]).config().work.streams;
+    assert_eq!(streams("a, b ,c,"), ["a", "b", "c"]);
+    assert_eq!(streams(r#" ["a,b", " c"]"#), ["a,b", " c"]);
+    assert!(Given::env(&[("EXECUTOR__EVENTS__PROGRESS", "[]")]).config().events.progress.is_empty());
+    let refusal = Given::env(&[("EXECUTOR__WORK__STREAMS", "[a]")]).refusal();
+    assert!(refusal.contains("EXECUTOR__WORK__STREAMS (environment): begins with `[`"), "{refusal}");
+}
+
+#[test]
+fn the_workers_name_is_the_hosts_by_default() {
+    let loaded = Given::default().good();
+    assert!(!loaded.config.worker.id.is_empty());
+    assert_eq!(loaded.source("worker.id"), Source::Host);
+}
+
+#[test]
+fn rust_log_wins_over_every_other_level() {
+    let given =
+        Given::env(&[("RUST_LOG", "info,hyper=off"), ("LOG_LEVEL", "debug")]).and_file("[log]\nlevel = \"warn\"\n");
+    let loaded = given.good();
+    assert_eq!(
+        (loaded.config.log.level.as_str(), loaded.source("log.level")),
+        ("info,hyper=off", environment("RUST_LOG"))
+    );
+    Given::env(&[("RUST_LOG", "da_node_executor")]).good();
+    assert!(Given::env(&[("RUST_LOG", "a=b=c")]).refusal().contains("RUST_LOG (environment)"));
+}
+
+// --- secrets out of files ---------------------------------------------------------------------------------------
+
+#[test]
+fn a_secret_is_read_from_a_file_without_one_newline_at_its_end() {
+    for (content, secret) in [("a b", "a b"), ("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), (" y ", " y ")] {
+        let (_folder, path) = secret_file(content.as_bytes());
+        for name in ["REDIS_PASS_FILE", "EXECUTOR__REDIS__PASSWORD_FILE", "EXECUTOR__redis__password_file"] {
+            let loaded = Given::env(&[(name, &path)]).good();
+            assert_eq!(loaded.config.redis.password.as_ref().expect("set").expose_secret(), secret);
+            assert_eq!(loaded.source("redis.password"), environment(name));
+        }
+    }
+    let (_folder, path) = secret_file(b"k\n");
+    for name in ["LLM_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"] {
+        let config = Given::env(&[(name, &path)]).config();
+        assert_eq!(config.llm.providers["anthropic"].api_key.as_ref().expect("set").expose_secret(), "k");
+    }
+}
+
+#[test]
+fn a_file_that_gives_no_secret_is_refused_by_variable_and_path() {
+    let (folder, path) = secret_file(b"x");
+    let folder_path = folder.path().to_str().expect("a plain path");
+    let missing = format!("{path}.not");
+    for name in ["REDIS_PASS_FILE", "LLM_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE", "EXECUTOR__REDIS__PASSWORD_FILE"] {
+        for path in [missing.as_str(), folder_path] {
+            let refusal = Given::env(&[(name, path)]).refusal();
+            assert!(refusal.contains(&format!("{name} (environment): cannot read the file {path}: ")), "{refusal}");
+        }
+    }
+    let (_folder, path) = secret_file(b"\xff\xfe");
+    assert!(Given::env(&[("REDIS_PASS_FILE", &path)]).refusal().contains("is not UTF-8"));
+    let (_folder, path) = secret_file(&[b'x'; 70_000]);
+    assert!(Given::env(&[("REDIS_PASS_FILE", &path)]).refusal().contains("is longer than 65536 bytes"));
+}
+
+#[test]
+fn an_empty_file_is_no_secret_and_is_told() {
+    let (_folder, path) = secret_file(b"\n");
+    let loaded = Given::env(&[("LLM_API_KEY_FILE", &path)]).good();
+    assert!(loaded.config.llm.providers["anthropic"].api_key.is_none());
+    assert!(loaded.warnings.iter().any(|warning| warning.contains("LLM_API_KEY_FILE") && warning.contains("is empty")));
+}
+
+#[test]
+fn a_value_and_its_file_are_refused_even_if_they_agree() {
+    let (_folder, path) = secret_file(b"same");
+    for name in ["REDIS_PASS", "LLM_API_KEY", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "EXECUTOR__REDIS__PASSWORD"] {
+        let file = format!("{name}_FILE");
+        let refusal = Given::env(&[(name, "same"), (&file, &path)]).refusal();
+        assert!(refusal.contains(&format!("{name} (environment): is set together with {file}")), "{refusal}");
+    }
+}
+
+#[test]
+fn only_secrets_are_read_from_files() {
+    let refusal = Given::env(&[("EXECUTOR__POOL__SIZE_FILE", "/x")]).refusal();
+    assert!(refusal.contains("EXECUTOR__POOL__SIZE_FILE (environment): only secrets"), "{refusal}");
+    Given::env(&[("WORKER_ID_FILE", "/x"), ("LLM_MODEL_FILE", "/x")]).good();
+}
+
+// --- short and long names ---------------------------------------------------------------------------------------
+
+#[test]
+fn a_short_and_a_long_name_may_agree_and_must_not_differ() {
+    let pairs = SHORT_NAMES.iter().filter_map(|(short, path)| {
+        let key = KEYS.iter().find(|key| key.path == *path).expect("short names are of keys");
+        key.variable().map(|long| (*short, long, key))
+    });
+    for (short, long, key) in pairs {
+        let one = sample(key);
+        let other = match key.kind {
+            Kind::Integer { .. } => String::from("6"),
+            Kind::Url => String::from("redis://h:2"),
+            _ => format!("{one}-2"),
+        };
+        Given::env(&[(short, &one), (&long, &one)]).good();
+        let refusal = Given::env(&[(short, &one), (&long, &other)]).refusal();
+        assert!(refusal.contains(short) && refusal.contains(&long) && refusal.contains("keep one"), "{refusal}");
+        assert!(!refusal.contains(&other) || key.kind != Kind::Secret);
+    }
+    Given::env(&[("REDIS_ADDR", "h:1"), ("EXECUTOR__REDIS__URL", "redis://h:1")]).good();
+    Given::env(&[("EXECUTOR__LEASE__DURATION", "60s"), ("EXECUTOR__lease__duration", "60s")]).good();
+}
+
+#[test]
+fn the_file_of_a_short_name_and_the_long_name_must_not_differ() {
+    let (_folder, path) = secret_file(b"one");
+    Given::env(&[("REDIS_PASS_FILE", &path), ("EXECUTOR__REDIS__PASSWORD", "one")]).good();
+    let refusal = Given::env(&[("REDIS_PASS_FILE", &path), ("EXECUTOR__REDIS__PASSWORD", "two")]).refusal();
+    assert!(refusal.contains("REDIS_PASS_FILE") && refusal.contains("EXECUTOR__REDIS__PASSWORD"), "{refusal}");
+}
+
+// --- models -----------------------------------------------------------------------------------------------------
+
+fn key_of(config: &Config, provider: &str) -> Option<String> {
+    config.llm.providers[provider].api_key.as_ref().map(|secret| secret.expose_secret().to_owned())
+}
+
+#[test]
+fn the_llm_names_fill_the_provider_that_is_the_default_after_all() {
+    let file = "[llm]\ndefault = \"mine\"\n[llm.providers.mine]\nbase_url = \"http://m/\"\nmodel = \"m1\"\n";
+    let config = Given::file(file).and_env(&[("LLM_MODEL", "m2"), ("LLM_API_KEY", "k")]).config();
+    assert_eq!((config.llm.default.as_str(), config.llm.providers["mine"].model.as_str()), ("mine", "m2"));
+    assert_eq!((key_of(&config, "mine").as_deref(), key_of(&config, "anthropic")), (Some("k"), None));
+
+    let given = Given::file(file).and_env(&[("LLM_MODEL", "m2"), ("LLM_PROVIDER", "anthropic")]);
+    assert_eq!(given.config().llm.providers["anthropic"].model, "m2");
+    assert_eq!(given.config().llm.providers["mine"].model, "m1");
+
+    let config = given.and_flag("llm.default", "mine").config();
+    assert_eq!(config.llm.providers["mine"].model, "m2");
+}
+
+#[test]
+fn a_known_kind_becomes_a_provider_of_its_name() {
+    let config =
+        Given::env(&[("LLM_PROVIDER", "scripted")]).and_flag("llm.providers.scripted.script", "turns.yaml").config();
+    let provider = &config.llm.providers["scripted"];
+    assert_eq!((provider.kind, provider.script.clone()), (ProviderKind::Scripted, Some(PathBuf::from("turns.yaml"))));
+    assert_eq!(provider.concurrency, ProviderConfig::default().concurrency);
+    let refusal = Given::env(&[("LLM_PROVIDER", "scripted")]).refusal();
+    assert!(refusal.contains("llm.providers.scripted.script (not set): a scripted provider needs"), "{refusal}");
+}
+
+#[test]
+fn a_provider_that_is_unknown_is_refused_with_the_known_ones() {
+    let file = "[llm.providers.mine]\nmodel = \"m\"\n";
+    let refusal = Given::file(file).and_env(&[("LLM_PROVIDER", "anthropc"), ("LLM_API_KEY", "k")]).refusal();
+    assert!(
+        refusal.contains("LLM_PROVIDER (environment): names no provider; known are anthropic, mine, scripted"),
+        "{refusal}"
+    );
+    assert!(refusal.contains("did you mean anthropic?"), "{refusal}");
+    let refusal = Given::file("[llm]\n\ndefault = \"x\"\n").refusal();
+    assert!(refusal.contains("llm.default (") && refusal.contains("worker.toml:3): names no provider"), "{refusal}");
+}
+
+#[test]
+fn the_vendors_key_serves_providers_of_its_kind_that_have_none() {
+    let file = "[llm.providers.own]\napi_key = \"own\"\n[llm.providers.bare]\nmodel = \"m\"\n\
+                [llm.providers.script]\nkind = \"scripted\"\nscript = \"s.yaml\"\n";
+    let given = Given::file(file).and_env(&[("ANTHROPIC_API_KEY", "vendor"), ("OPENAI_API_KEY", "other")]);
+    let loaded = given.good();
+    let key = |name: &str| key_of(&loaded.config, name);
+    assert_eq!((key("own").as_deref(), key("bare").as_deref(), key("script")), (Some("own"), Some("vendor"), None));
+    assert_eq!(key("anthropic").as_deref(), Some("vendor"));
+    assert_eq!(loaded.source("llm.providers.bare.api_key"), environment("ANTHROPIC_API_KEY"));
+    assert_eq!(loaded.source("llm.providers.own.api_key").kind(), "file");
+    let config = given.and_env(&[("LLM_API_KEY", "ours")]).config();
+    assert_eq!(key_of(&config, "anthropic").as_deref(), Some("ours"));
+}
+
+#[test]
+fn a_worker_with_no_key_starts_with_a_warning() {
+    let warnings = Given::default().good().warnings;
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("LLM_API_KEY") && warnings[0].contains("anthropic"),
+        "{warnings:?}"
+    );
+    assert!(Given::env(&[("ANTHROPIC_API_KEY", "k")]).good().warnings.is_empty());
+    let scripted = "[llm]\ndefault = \"s\"\n[llm.providers.s]\nkind = \"scripted\"\nscript = \"s.yaml\"\n";
+    assert!(Given::file(scripted).good().warnings.is_empty());
+}
+
+// --- tool servers -----------------------------------------------------------------------------------------------
+
+#[test]
+fn listed_servers_stand_before_those_of_the_file() {
+    let file =
+        "[mcp]\norder = [\"disk\"]\n[mcp.servers.disk]\ncommand = \"disk-server\"\n[mcp.servers.a]\ncommand = \"a\"\n";
+    let given =
+        Given::file(file).and_env(&[("MCP_SERVERS", "z=http://one/mcp?a=1,2&b=x=y, http://two.example.com:81/")]);
+    let config = given.config();
+    let names: Vec<&str> = config.mcp.ordered().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["z", "two", "disk", "a"]);
+    assert_eq!(config.mcp.servers["z"].url.as_deref(), Some("http://one/mcp?a=1,2&b=x=y"));
+    let order = given.and_env(&[("EXECUTOR__MCP__ORDER", "a,two")]).config().mcp.order;
+    assert_eq!(order, ["a", "two", "z"]);
+}
+
+#[test]
+fn servers_of_one_name_are_refused() {
+    let refusal = Given::env(&[("MCP_SERVERS", "http://a.one/,http://a.two/")]).refusal();
+    assert!(refusal.contains("MCP_SERVERS (environment): servers 1 and 2 are both called `a`"), "{refusal}");
+    let file = |url: &str| Given::file(&format!("[mcp.servers.a]\nurl = \"{url}\"\nheaders = {{ x = \"y\" }}\n"));
+    let list: &[(&str, &str)] = &[("MCP_SERVERS", "http://a/mcp")];
+    let refusal = file("http://b/mcp").and_env(list).refusal();
+    assert!(refusal.contains("MCP_SERVERS (environment): server `a` stands in the file too"), "{refusal}");
+    assert_eq!(file("http://a/mcp").and_env(list).config().mcp.servers["a"].headers.len(), 1);
+}
+
+#[test]
+fn a_server_takes_what_it_leaves_out_from_the_defaults() {
+    let members = |server: &McpServerConfig| {
+        let McpServerConfig { args, allow, deny, timeout, connect_timeout, concurrency, required, .. } = server.clone();
+        (args, allow, deny, timeout, connect_timeout, concurrency, required)
+    };
+    let config = Given::file("[mcp.servers.a]\ncommand = \"a\"\n").config();
+    assert_eq!(members(&config.mcp.servers["a"]), members(&McpServerConfig::default()));
+}
+
+#[test]
+fn a_provider_takes_what_it_leaves_out_from_the_defaults() {
+    let members = |provider: &ProviderConfig| {
+        let ProviderConfig { kind, base_url, auth, model, version, betas, max_tokens, timeout, .. } = provider.clone();
+        let (connect, concurrency) = (provider.connect_timeout, provider.concurrency);
+        (kind, base_url, auth, model, version, betas, max_tokens, timeout, connect, concurrency)
+    };
+    let config = Given::file("[llm.providers.a]\nscript = \"x\"\n").config();
+    assert_eq!(members(&config.llm.providers["a"]), members(&ProviderConfig::default()));
+    assert_eq!(members(&config.llm.providers["anthropic"]), members(&ProviderConfig::default()));
+}
+
+// --- refusals ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn impossible_variables_are_refused_by_their_own_name() {
+    for (name, value, says) in [
+        ("EXECUTOR__POOL__SIZE", "0", "must be a whole number from 1 to 100000 (nodes)"),
+        ("EXECUTOR__POOL__SIZE", "many", "must be a whole number"),
+        ("EXECUTOR__POOL__SIZE", "1.5", "must be a whole number"),
+        ("EXECUTOR__POOL__SIZE", "1000000", "must be a whole number"),
+        ("EXECUTOR__POOL__SIZE", "99999999999999999999", "must be a whole number"),
+        ("REDIS_DB", "-1", "must be a whole number from 0"),
+        ("HEALTH_PORT", "65536", "must be a whole number from 0 to 65535 (port)"),
+        ("MAX_ITERATIONS", "0", "must be a whole number from 1"),
+        ("EXECUTOR__WORK__STRICT", "perhaps", "must be true or false"),
+        ("EXECUTOR__LEASE__DURATION", "60", "must be a duration with its unit, such as \"30s\""),
+        ("EXECUTOR__LEASE__DURATION", "1ms", "is too short"),
+        ("EXECUTOR__LEASE__DURATION", "100years", "is longer than ten years"),
+        ("EXECUTOR__LEASE__RENEW", "0s", "is too short"),
+        ("EXECUTOR__LEASE__SWEEP", "0s", "is too short"),
+        (
+            "EXECUTOR__LEASE__RENEW",
+            "21s",
+            "renewing every 21s is too seldom for a lease of 1m; lease.renew must be at most a third",
+        ),
+        ("EXECUTOR__WORK__BLOCK", "0s", "is too short"),
+        ("EXECUTOR__WORK__BLOCK", "60s", "work.block must be shorter than lease.duration"),
+        ("EXECUTOR__LEASE__DURATION", "2s", "work.block must be shorter than lease.duration"),
+        ("EXECUTOR__WORK__STREAMS", "[]", "must name at least one stream"),
+        ("EXECUTOR__WORK__STREAMS", "a,b,a", "names the same stream twice, at 1 and 3"),
+        ("EXECUTOR__WORK__STREAMS", "[\"a\\u0007\"]", "has a control character"),
+        ("EXECUTOR__WORK__STREAMS", "[\"\"]", "must have 1 to 256 bytes"),
+        ("EXECUTOR__WORK__STREAMS", "a,a:dead", "dead letters of stream 1 as stream 2"),
+        ("EXECUTOR__WORK__GROUP", "a\nb", "has a control character"),
+        ("WORKER_ID", "a\tb", "has a control character"),
+        ("EXECUTOR__STATE__PREFIX", "a\nb", "no control characters"),
+        ("EXECUTOR__STATE__LAYOUT", "hsh", "must be one of hash, string; did you mean hash?"),
+        ("EXECUTOR__EVENTS__PROGRESS", "node.started,node.progres", "place 2 is none of"),
+        ("EXECUTOR__TOOLS__DISABLE", "calculator", "did you mean calculate?"),
+        ("EXECUTOR__TOOLS__HTTP_REQUEST__ALLOW", "a,http://b/", "place 2 must be `host`"),
+        ("EXECUTOR__RETRY__INITIAL", "31s", "retry.initial must be at most retry.max"),
+        ("EXECUTOR__RETRY__MAX", "1ms", "retry.initial must be at most retry.max"),
+        ("EXECUTOR__SHUTDOWN__GRACE", "soon", "must be a duration"),
+        ("EXECUTOR__HTTP__BIND", "localhost", "must be an IP address"),
+        ("EXECUTOR__MCP__ORDER", "nobody", "place 1 names no server"),
+        ("LOG_LEVEL", "loud", "must be error, warn, info, debug or trace"),
+        ("LOG_LEVEL", "info,x=loud", "must be error, warn, info, debug or trace"),
+        ("LLM_BASE_URL", "api.example.com", "must be an address such as http"),
+        ("LLM_API_KEY", "a\nb", "one line of ASCII"),
+        ("REDIS_ADDR", "cache", "must be the address of one server: host:port"),
+        ("REDIS_ADDR", "redis+cluster://a:1,b:2", "redis+cluster:// is a Redis cluster, which is not supported yet"),
+        ("REDIS_ADDR", "redis+sentinel://a:1/main", "redis+sentinel:// is Redis Sentinel, which is not supported yet"),
+        ("REDIS_ADDR", "http://a:1", "must be the address of one server"),
+        ("MCP_SERVERS", "tools:8080", "server 1: must be `http(s)://…` or `name=http(s)://…`"),
+        ("EXECUTOR__POOL_SIZE", "3", "there is no such key; the nearest is EXECUTOR__POOL__SIZE"),
+        ("EXECUTOR__REDIS__PASWORD", "3", "the nearest is EXECUTOR__REDIS__PASSWORD"),
+        ("EXECUTOR__LLM__PROVIDERS__ANTHROPIC__MODEL", "m", "stand only in the file"),
+        ("EXECUTOR__MCP__SERVERS__A__URL", "http://a/", "stand only in the file"),
+        ("EXECUTOR__POOL", "3", "there is no such key"),
+        ("EXECUTOR__", "3", "there is no such key"),
+    ] {
+        let refusal = Given::env(&[(name, value)]).refusal();
+        assert!(refusal.starts_with(&format!("the configuration is refused: {name} (environment): ")), "{refusal}");
+        assert!(refusal.contains(says), "{name}={value}: {refusal}");
+    }
+}
+
+#[test]
+fn impossible_files_are_refused_by_key_and_line() {
+    for (text, key, line, says) in [
+        ("[pool]\nsize = 0", "pool.size", 2, "must be a whole number from 1"),
+        ("[pool]\nsize = \"8\"", "pool.size", 2, "must be a whole number"),
+        ("[pool]\nsize = true", "pool.size", 2, "must be a whole number"),
+        ("[work]\nstrict = 1", "work.strict", 2, "must be true or false"),
+        ("[work]\nstrict = \"true\"", "work.strict", 2, "must be true or false"),
+        ("[work]\nstreams = \"a\"", "work.streams", 2, "must be a list of texts"),
+        ("[work]\nstreams = [1]", "work.streams", 2, "must be a list of texts"),
+        ("[lease]\nduration = 60", "lease.duration", 2, "must be a duration with its unit"),
+        ("[worker]\nid = 7", "worker.id", 2, "must be a text in quotes"),
+        ("[lease]\n\nrenew = \"30s\"", "lease.renew", 3, "at most a third"),
+        ("[pool]\nsizes = 8", "pool.sizes", 2, "did you mean `size`?"),
+        ("[lease]\nstreams = [\"a\"]", "lease.streams", 2, "did you mean `work.streams`?"),
+        ("[pol]\nsize = 8", "pol", 1, "did you mean `pool`?"),
+        ("size = 8", "size", 1, "did you mean `pool.size`?"),
+        ("pool = 8", "pool", 1, "is a section: write [pool]"),
+        ("[redis.tls]\na = 1", "redis.tls", 1, "there is no such key"),
+        ("[llm.providers.a]\nkind = \"antropic\"", "llm.providers.a.kind", 2, "did you mean anthropic?"),
+        ("[llm.providers.a]\nbase_url = \"h\"", "llm.providers.a.base_url", 2, "must be an address"),
+        ("[llm.providers.a]\nmodel = \"\"", "llm.providers.a.model", 2, "must name a model"),
+        ("[llm.providers.a]\nversion = \"a\\nb\"", "llm.providers.a.version", 2, "visible ASCII"),
+        ("[llm.providers.a]\napi_key = \"a\\nb\"", "llm.providers.a.api_key", 2, "one line"),
+        ("[llm.providers.\"a b\"]\nkind = \"anthropic\"", "llm.providers.\"a b\".kind", 2, "of letters, digits"),
+        ("[mcp.servers.a]\nurl = \"ftp://a/\"", "mcp.servers.a.url", 2, "must be an address such as http"),
+        ("[mcp.servers.a]\nurl = \"http://a/\"\ncommand = \"a\"", "mcp.servers.a.url", 2, "either `url` or `command`"),
+        ("[mcp.servers.a]\ncommand = \" \"", "mcp.servers.a.command", 2, "must name a program"),
+        ("[mcp.servers.a]\nurl = \"http://a/\"\nargs = [\"b\"]", "mcp.servers.a.args", 3, "with `command`"),
+        (
+            "[mcp.servers.a]\nurl = \"http://a/\"\nheaders = { \"a b\" = \"c\" }",
+            "mcp.servers.a.headers.\"a b\"",
+            3,
+            "no name of a header",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"http://a/\"\n[mcp.servers.a.headers]\nx = \"c\\nd\"",
+            "mcp.servers.a.headers.x",
+            4,
+            "one line",
+        ),
+        (
+            "[mcp.servers.a]\ncommand = \"a\"\nenv = { \"A=B\" = \"c\" }",
+            "mcp.servers.a.env.A=B",
+            3,
+            "cannot be a variable",
+        ),
+        ("[mcp.servers.\"a b\"]\ncommand = \"a\"", "mcp.servers.\"a b\".command", 2, "of letters, digits"),
+        ("[mcp.servers.a]\ncommand = \"a\"\nurls = \"b\"", "mcp.servers.a.urls", 3, "did you mean `url`?"),
+        ("[redis]\nurl = \"h:1\"", "redis.url", 2, "must be the address of one server"),
+        ("[redis]\nurl = \"redis://:a@h:1\"\npassword = \"b\"", "redis.url", 2, "another password"),
+    ] {
+        let given = Given::file(text);
+        let path = given.options.file.clone().expect("a file");
+        let refusal = given.refusal();
+        let begin = format!("the configuration is refused: {key} ({}:{line}): ", path.display());
+        let alike = refusal.starts_with(&begin) || refusal.starts_with(&begin.replace("A=B", "\"A=B\""));
+        assert!(alike && refusal.contains(says), "{text:?}: {refusal}");
+    }
+    let refusal = Given::file("[mcp.servers.a]\nrequired = true").refusal();
+    assert!(refusal.contains("mcp.servers.a.url (not set): a server needs `url`"), "{refusal}");
+    let refusal = Given::file("[mcp.servers.a]").refusal();
+    assert!(refusal.contains("mcp.servers.a.url (not set)"), "{refusal}");
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_refused_by_line_without_its_text() {
+    let refusal = Given::file("[redis]\nurl = \"redis://h:1\"\npassword = hunter2\n").refusal();
+    assert!(refusal.contains("worker.toml:3: is no TOML") && !refusal.contains("hunter2"), "{refusal}");
+}
+
+#[test]
+fn flags_are_refused_by_the_key_they_set() {
+    let refusal = Given::default().and_flag("pool.size", "x").and_flag("pool.sise", "1").and_flag("nix", "1").refusal();
+    assert!(refusal.contains("--set pool.size (command line): must be a whole number"), "{refusal}");
+    assert!(
+        refusal.contains("--set pool.sise (command line): there is no such key; did you mean `size`?"),
+        "{refusal}"
+    );
+    assert!(refusal.contains("--set nix (command line): there is no such key"), "{refusal}");
+}
+
+#[test]
+fn all_problems_are_told_at_once_and_none_twice() {
+    let given = Given::file("[pool]\nsize = 0\n[http]\nbind = \"x\"\n")
+        .and_env(&[("EXECUTOR__LEASE__DURATION", "x"), ("EXECUTOR__NOPE", "1"), ("LOG_LEVEL", "loud")])
+        .and_flag("work.block", "10m");
+    let error = given.load().expect_err("much is wrong");
+    let keys: Vec<&str> = error.problems.iter().map(|problem| problem.key.as_str()).collect();
+    // work.block cannot be judged while lease.duration is unknown.
+    assert_eq!(keys.len(), 5, "{keys:?}");
+    for key in ["pool.size", "http.bind", "lease.duration", "EXECUTOR__NOPE", "log.level"] {
+        assert!(keys.contains(&key), "{keys:?}");
+    }
+    let text = error.to_string();
+    assert!(text.starts_with("the configuration is refused for 5 reasons:\n  - "), "{text}");
+    assert_eq!(ConfigError::EXIT_CODE, 78);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_not_utf8_is_refused_where_it_is_ours() {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = || OsString::from_vec(vec![b'a', 0xff]);
+    for name in ["WORKER_ID", "MCP_SERVERS", "RUST_LOG", "EXECUTOR__WORK__GROUP"] {
+        let env =
+            BTreeMap::from([(OsString::from(name), bytes()), (OsString::from("OTHER"), bytes()), (bytes(), bytes())]);
+        let error = load(&LoadOptions { env, ..LoadOptions::default() }).expect_err("it is not UTF-8");
+        assert!(error.to_string().contains(&format!("{name} (environment): is not UTF-8")), "{error}");
+    }
+}
+
+// --- nothing secret is ever printed -----------------------------------------------------------------------------
+
+/// Whatever can be printed of an attempt to load.
+fn everything_printed(given: &Given) -> String {
+    match given.load() {
+        Ok(loaded) => {
+            let warnings = loaded.warnings.join("\n");
+            format!(
+                "{loaded:?}\n{:#?}\n{warnings}\n{}\n{}",
+                loaded.config,
+                cli::show(&loaded, false),
+                cli::show(&loaded, true)
+            )
+        }
+        Err(error) => format!("{error}\n{error:?}\n{error:#?}"),
+    }
+}
+
+/// Every variable that is ours, and whether its value may be shown when it is good.
+fn variables() -> Vec<(String, bool)> {
+    let keys = KEYS.iter().flat_map(|key| {
+        let names = key.short_names().map(str::to_owned).chain(key.variable());
+        names.map(|name| (name, key.kind != Kind::Secret))
+    });
+    let fallback = FALLBACK_KEYS.iter().map(|(name, _)| (name.to_string(), false));
+    let files = ["REDIS_PASS_FILE", "LLM_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE", "EXECUTOR__REDIS__PASSWORD_FILE"];
+    let others = ["MCP_SERVERS", "EXECUTOR__NOPE", "EXECUTOR__LLM__PROVIDERS__X__API_KEY", "EXECUTOR__POOL__SIZE_FILE"];
+    let refused = files.iter().chain(&others).map(|name| (name.to_string(), false));
+    keys.chain(fallback).chain(refused).chain([(String::from("RUST_LOG"), true)]).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+
+    #[test]
+    fn a_secret_in_any_variable_is_never_printed(secret in "zq[a-zA-Z0-9]{6}[a-zA-Z0-9,=:@%. {}\"'\\[-]{4,20}zq") {
+        for (name, may_show) in variables() {
+            let given = Given::env(&[(&name, &secret)]);
+            if may_show && given.load().is_ok() {
+                continue;
+            }
+            let printed = everything_printed(&given);
+            prop_assert!(!printed.contains(&secret), "{name}: {printed}");
+            prop_assert!(!printed.contains(&secret[..8]), "{name}: {printed}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_any_key_of_a_file_is_never_printed(secret in "zq[a-zA-Z0-9]{6}[a-zA-Z0-9,=:@%. {}'\\[-]{4,20}zq") {
+        for key in KEYS {
+            let path = key.path.replacen('*', "s", 1).replacen('*', "X", 1);
+            let need = if path.contains("headers") { "mcp.servers.s.url = \"http://h/\"\n" }
+                else if path.contains(".env") { "mcp.servers.s.command = \"c\"\n" } else { "" };
+            for text in [format!("{need}{path} = \"{secret}\"\n"), format!("{need}{path} = {secret}\n"), format!("{need}{path} = [\"{secret}\"]\n")] {
+                let given = Given::file(&text);
+                if key.kind != Kind::Secret && given.load().is_ok() {
+                    continue;
+                }
+                let printed = everything_printed(&given);
+                prop_assert!(!printed.contains(&secret[..8]), "{text}: {printed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_secret_inside_an_address_is_never_printed() {
+    for (name, value) in [
+        ("REDIS_ADDR", "redis://:hunter2@h:6379"),
+        ("REDIS_ADDR", "rediss://me:hunter2@h:6379/1"),
+        ("REDIS_ADDR", "redis://:hunter2@h:6379/x"),
+        ("REDIS_ADDR", "me:hunter2@h:6379"),
+        ("REDIS_ADDR", "redis+cluster://:hunter2@h:6379"),
+        ("EXECUTOR__REDIS__URL", "redis://:hunter2@h:6379"),
+        ("LLM_BASE_URL", "https://me:hunter2@h/"),
+        ("LLM_BASE_URL", "https://h/?key=hunter2"),
+        ("MCP_SERVERS", "http://me:hunter2@h/mcp"),
+        ("MCP_SERVERS", "http://h/mcp?key=hunter2,x"),
+        ("MCP_SERVERS", "http://h/mcp?key=hunter2,http://h/mcp"),
+        ("MCP_SERVERS", "http://h:x/mcp?key=hunter2"),
+    ] {
+        let printed = everything_printed(&Given::env(&[(name, value)]));
+        assert!(!printed.contains("hunter2"), "{name}={value}: {printed}");
+    }
+    let config = Given::env(&[("REDIS_ADDR", "redis://me:hunter2@h:6379")]).config();
+    assert_eq!(config.redis.url, "redis://me@h:6379");
+    assert_eq!(config.redis.password.expect("taken out of the address").expose_secret(), "hunter2");
+}
+
+// --- show and check ---------------------------------------------------------------------------------------------
+
+const FULL: &str = r#"
+[llm.providers.mine]
+api_key = "hunter2"
+betas = ["b"]
+
+[mcp.servers.disk]
+command = "disk-server"
+args = ["--root", "/data", "--token=hunter2"]
+env = { SECRET = "hunter2" }
+
+[mcp.servers.web]
+url = "http://web/mcp"
+headers = { authorization = "Bearer hunter2" }
+"#;
+
+#[test]
+fn show_prints_every_value_with_its_source_and_masks_secrets() {
+    let given =
+        Given::file(FULL).and_env(&[("REDIS_PASS", "hunter2"), ("HEALTH_PORT", "9000")]).and_flag("pool.size", "3");
+    let shown = cli::show(&given.good(), false);
+    let path = given.options.file.clone().expect("a file");
+    let line = |begin: &str| {
+        let line = shown.lines().find(|line| line.starts_with(begin));
+        let words = line.unwrap_or_else(|| panic!("no line {begin:?} in\n{shown}")).split_whitespace();
+        words.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("password "), "password = \"***\" # environment REDIS_PASS");
+    assert_eq!(line("port "), "port = 9000 # environment HEALTH_PORT");
+    assert_eq!(line("size "), "size = 3 # flag --set pool.size");
+    assert_eq!(line("renew "), "renew = \"10s\" # default");
+    assert_eq!(line("command "), format!("command = \"disk-server\" # {}:7", path.display()));
+    assert_eq!(line("SECRET "), format!("SECRET = \"***\" # {}:9", path.display()));
+    assert_eq!(line("# db "), "# db # not set");
+    assert!(!shown.contains("hunter2"));
+    for section in ["[redis]", "[llm.providers.mine]", "[mcp.servers.web.headers]", "[shutdown]"] {
+        assert_eq!(shown.lines().filter(|line| *line == section).count(), 1, "{section}");
+    }
+}
+
+#[test]
+fn what_show_prints_is_a_good_file_of_the_same_values() {
+    let values = |loaded: &Loaded| -> BTreeMap<String, Option<serde_json::Value>> {
+        loaded.entries.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect()
+    };
+    let loaded = Given::file(FULL).and_env(&[("WORKER_ID", "w"), ("EXECUTOR__POOL__ARBITERS", "2")]).good();
+    let again = Given::file(&cli::show(&loaded, false)).good();
+    assert_eq!(values(&again), values(&loaded));
+}
+
+#[test]
+fn show_as_json_tells_source_file_and_line() {
+    let given = Given::file("[pool]\nsize = 3\n").and_env(&[("LLM_API_KEY", "hunter2")]);
+    let shown: serde_json::Value = serde_json::from_str(&cli::show(&given.good(), true)).expect("it is JSON");
+    let size = &shown["config"]["pool.size"];
+    assert_eq!((&size["value"], &size["source"], &size["line"]), (&3.into(), &"file".into(), &2.into()));
+    let key = &shown["config"]["llm.providers.anthropic.api_key"];
+    assert_eq!(
+        (&key["value"], &key["source"], &key["name"]),
+        (&"***".into(), &"environment".into(), &"LLM_API_KEY".into())
+    );
+}
+
+#[test]
+fn check_judges_a_file_by_itself() {
+    let good = Given::file("[pool]\nsize = 3\n[llm.providers.anthropic]\napi_key = \"k\"\n");
+    let verdict = cli::check(good.options.file.as_deref().expect("a file")).expect("it is good");
+    assert!(verdict.contains("worker.toml is good: 2 of "), "{verdict}");
+    let bad = Given::file("[pool]\nsize = -3\n");
+    assert!(cli::check(bad.options.file.as_deref().expect("a file")).is_err());
+    assert!(cli::check(&PathBuf::from("/nowhere.toml")).is_err());
+}
+
+#[test]
+fn every_file_that_is_shipped_is_good() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config");
+    let files = fs::read_dir(folder).expect("the folder is there").map(|file| file.expect("readable").path());
+    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "toml")) {
+        cli::check(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+}
+
+// --- the table of keys, the defaults and the page about them ----------------------------------------------------
+
+/// One key as `config/default.toml` documents it.
+struct Documented {
+    key: &'static Key,
+    default: Option<String>,
+    meaning: String,
+    variables: Vec<String>,
+}
+
+/// The keys of `config/default.toml`, those that stand there as a comment included.
+fn documented() -> Vec<Documented> {
+    let mut found = Vec::new();
+    let (mut section, mut comment) = (String::new(), String::new());
+    for line in DEFAULT_TOML.lines() {
+        let bare = line.strip_prefix("# ").unwrap_or(line);
+        let is_comment = line.starts_with('#');
+        if let Some(name) = bare.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            section = name.replace("providers.anthropic", "providers.*").replace("servers.search", "servers.*");
+            comment.clear();
+            continue;
+        }
+        let assignment =
+            bare.split_once(" = ").filter(|(name, _)| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+        let known = assignment.and_then(|(name, value)| {
+            let path = format!("{section}.{name}");
+            let members = [path.clone(), format!("{path}.*")];
+            KEYS.iter().find(|key| members.contains(&key.path.to_owned())).map(|key| (key, value))
+        });
+        match known {
+            Some((key, value)) if is_comment => {
+                let text = value.split_once("   ").map(|(_, text)| text.trim()).unwrap_or_default();
+                found.push(document(key, key.default.map(str::to_owned), text));
+            }
+            Some((key, value)) => found.push(document(key, Some(value.to_owned()), &std::mem::take(&mut comment))),
+            None if is_comment => comment = format!("{comment} {bare}").trim().to_owned(),
+            None => {
+                assert!(assignment.is_none(), "{section}: {line} is not in the table of keys");
+                comment.clear();
+            }
+        }
+    }
+    found
+}
+
+fn document(key: &'static Key, default: Option<String>, text: &str) -> Documented {
+    let (meaning, variables) = text.split_once("Environment: ").unwrap_or((text, ""));
+    let variables = variables.split(", ").map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    Documented {
+        key,
+        default,
+        meaning: meaning.trim().trim_end_matches('.').to_owned(),
+        variables: variables.collect(),
+    }
+}
+
+#[test]
+fn every_key_is_documented_once_in_the_defaults_with_its_names() {
+    let documented = documented();
+    for key in KEYS {
+        let entries: Vec<_> = documented.iter().filter(|entry| entry.key.path == key.path).collect();
+        assert_eq!(entries.len(), 1, "{} must stand once in config/default.toml", key.path);
+        assert!(!entries[0].meaning.is_empty(), "{} has no comment", key.path);
+        let told: Vec<&str> = entries[0].variables.iter().map(String::as_str).collect();
+        let mut names: Vec<String> = key.short_names().map(str::to_owned).collect();
+        if key.kind == Kind::Secret && !names.is_empty() {
+            names = names.iter().flat_map(|name| [name.clone(), format!("{name}_FILE")]).collect();
+        }
+        if key.path == "llm.providers.*.api_key" {
+            names.push(String::from("ANTHROPIC_API_KEY"));
+        }
+        assert_eq!(told, names, "{}", key.path);
+        if let (Some(default), Some(written)) =
+            (key.default.filter(|_| key.path.starts_with("llm.")), &entries[0].default)
+        {
+            assert_eq!(written.trim_matches('"'), default, "{}", key.path);
+        }
+    }
+}
+
+fn table() -> String {
+    let mut table = String::from("| Key | Environment | Default | Unit | Meaning |\n|---|---|---|---|---|\n");
+    for Documented { key, default, meaning, variables } in documented() {
+        let mut names: Vec<String> = variables.iter().map(|name| format!("`{name}`")).collect();
+        names.extend(key.variable().map(|name| format!("`{name}`")));
+        if key.kind == Kind::Secret && !key.is_free() {
+            names.extend(key.variable().map(|name| format!("`{name}_FILE`")));
+        }
+        let names = if names.is_empty() { String::from("file only") } else { names.join("<br>") };
+        let default = default
+            .filter(|text| text != "\"\"")
+            .map_or(String::from("–"), |text| format!("`{}`", text.trim_matches('"')));
+        let unit = match key.kind {
+            Kind::Text => String::from("text"),
+            Kind::Url => String::from("address"),
+            Kind::Secret => String::from("secret"),
+            Kind::Bool => String::from("`true`, `false`"),
+            Kind::Integer { unit, .. } => unit.to_owned(),
+            Kind::Duration { .. } => String::from("duration"),
+            Kind::List => String::from("list of texts"),
+            Kind::OneOf(known) => known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+        };
+        let path = key
+            .path
+            .replace("servers.*", "servers.NAME")
+            .replace("providers.*", "providers.NAME")
+            .replace(".*", ".KEY");
+        let meaning = meaning.replace('|', "\\|");
+        table.push_str(&format!("| `{path}` | {names} | {default} | {unit} | {meaning} |\n"));
+    }
+    table
+}
+
+/// With `UPDATE_DOCS=1` in the environment the page is written anew instead.
+#[test]
+fn the_page_about_the_configuration_lists_every_key_as_it_is() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let page = fs::read_to_string(&path).expect("the page is there");
+    let (begin, end) = ("<!-- keys: written by tests/config.rs -->\n", "<!-- end of keys -->");
+    let (before, rest) = page.split_once(begin).expect("the table has a beginning");
+    let (inside, after) = rest.split_once(end).expect("the table has an end");
+    let table = table();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, format!("{before}{begin}{table}{end}{after}")).expect("the page can be written");
+        return;
+    }
+    assert!(inside == table, "docs/configuration.md is out of date; run UPDATE_DOCS=1 cargo test --test config");
+}
