@@ -49,8 +49,8 @@ pub struct Cli {
 /// What every subcommand takes.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// Configuration file (TOML) laid over the compiled-in defaults.
-    #[arg(long, global = true, value_name = "FILE", env = "EXECUTOR_CONFIG")]
+    /// Configuration file (TOML) laid over the compiled-in defaults. Environment: EXECUTOR_CONFIG
+    #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Sets one key, such as `--set pool.size=8`; wins over the file and the environment.
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = assignment)]
@@ -176,11 +176,4 @@ mod tests {
         assert!(cli.command.is_none());
         assert_eq!(cli.settings.set, [(String::from("pool.size"), String::from("8"))]);
     }
-//! The command line: which subcommands exist and where each begins.
-use crate::config::error::ConfigError;
-#[derive(Debug, Clone)]
-    /// Keys and values that win over the file and the environment.
-        let env = std::env::vars_os().collect();
-        load(&LoadOptions { file: self.config.clone(), flags: self.set.clone(), env }).map_err(|error| {
-            ConfigError::EXIT_CODE
 }

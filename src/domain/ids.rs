@@ -146,9 +146,9 @@ mod tests {
 
     #[test]
     fn an_id_has_one_to_256_characters_and_no_control_character() {
-        assert_eq!(GraphId::new("").unwrap_err(), InvalidId::Empty);
-        assert_eq!(GraphId::new("a\nb").unwrap_err(), InvalidId::Control);
-        assert_eq!(GraphId::new("ä".repeat(257)).unwrap_err(), InvalidId::TooLong(257));
+        assert_eq!(GraphId::new(""), Err(InvalidId::Empty));
+        assert_eq!(GraphId::new("a\nb"), Err(InvalidId::Control));
+        assert_eq!(GraphId::new("ä".repeat(257)), Err(InvalidId::TooLong(257)));
         assert!(GraphId::new("ä".repeat(256)).is_ok());
     }
 

@@ -2,5 +2,4 @@
 //! Handlers read shared facts and never wait on an actor.
 
 pub mod health;
-//! What this process serves over HTTP.
 pub mod scripted_model;

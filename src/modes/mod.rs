@@ -2,7 +2,55 @@
 
 pub mod mapping;
 pub mod names;
+pub mod run_node;
 pub mod schema;
 pub mod scope;
 pub mod step;
 pub mod template;
+
+mod agent;
+mod dialogue;
+mod execution;
+mod llm;
+mod tool;
+mod toolbox;
+
+#[cfg(test)]
+mod scripted_ports;
+
+use std::time::Duration;
+
+pub use run_node::run_node;
+
+use crate::config::{AgentConfig, Config};
+use crate::retry::RetryPolicy;
+
+/// What the modes need of the worker's settings.
+#[derive(Debug, Clone)]
+pub struct ModeSettings {
+    /// Whether unknown members of a node's configuration fail the node.
+    pub strict: bool,
+    /// How a step is tried where the node says nothing.
+    pub retry: RetryPolicy,
+    /// How long a node may take that sets no limit of its own.
+    pub node_timeout: Duration,
+    /// The agent loop.
+    pub agent: AgentConfig,
+    /// Bytes of one output, and of all that a node's templates put in.
+    pub output_limit: usize,
+    /// Characters of one tool result that a model gets to see.
+    pub tool_result_chars: usize,
+}
+
+impl From<&Config> for ModeSettings {
+    fn from(config: &Config) -> Self {
+        Self {
+            strict: config.work.strict,
+            retry: config.retry.policy(),
+            node_timeout: config.limits.node_timeout,
+            agent: config.agent.clone(),
+            output_limit: config.limits.output.get(),
+            tool_result_chars: config.limits.tool_result_chars.get(),
+        }
+    }
+}

@@ -38,6 +38,12 @@ impl Names {
         }
     }
 
+    /// Takes a name away that is made by the node itself.
+    pub(super) fn forget(&mut self, input: &str) {
+        self.either.remove(input);
+        self.inputs.remove(input);
+    }
+
     pub(super) fn add_expression(&mut self, expression: &Expression<'static, 'static>, source: &str) {
         for path in expression.undeclared_variables(true) {
             let mut segments = path.split('.');

@@ -58,21 +58,10 @@ impl Scope {
         Self { view: Arc::new(View { inputs, nodes, limit, trace: Mutex::default() }) }
     }
 
-    /// The same scope with further inputs laid over the others.
-    pub fn with_inputs(self, more: Map<String, Value>) -> Self {
-        if more.is_empty() {
-            return self;
-        }
-        // Nothing else holds the view between two evaluations, so the copy is only for form's sake.
-        let view = Arc::try_unwrap(self.view).unwrap_or_else(|shared| View {
-            inputs: shared.inputs.clone(),
-            nodes: shared.nodes.clone(),
-            limit: shared.limit,
-            trace: Mutex::default(),
-        });
-        let mut inputs = view.inputs;
-        inputs.extend(more);
-        Self { view: Arc::new(View { inputs, ..view }) }
+    /// Lays further inputs over the others.
+    pub fn lay_over(&mut self, more: Map<String, Value>) {
+        let view = Arc::get_mut(&mut self.view).expect("only an expression that is being evaluated shares the view");
+        view.inputs.extend(more);
     }
 
     /// The names of all inputs.

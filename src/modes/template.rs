@@ -95,6 +95,11 @@ pub enum TemplateError {
 }
 
 impl TemplateError {
+    /// The failure of a node whose template cannot be read, whatever the names.
+    pub(super) fn alone(self) -> Failure {
+        self.into_failure(&[], &[])
+    }
+
     /// The failure of the node, with the names that do exist.
     pub fn into_failure(self, inputs: &[String], nodes: &[String]) -> Failure {
         let message = self.to_string();

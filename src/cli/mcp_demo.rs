@@ -1,0 +1,3 @@
+//! placeholder
+/// x
+pub async fn run() -> std::io::Result<()> { Ok(()) }

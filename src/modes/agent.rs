@@ -1,0 +1,131 @@
+//! Agent mode: a model with tools, in a loop until it has its answer. When the loop goes on, ends or gives up is
+//! [`Dialogue`]'s; how tools are called is [`Toolbox`]'s.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::domain::event::EventType;
+use crate::domain::node::{LlmConfig, NodeConfig};
+use crate::domain::outcome::Failure;
+use crate::modes::ModeSettings;
+use crate::modes::dialogue::{AgentRules, Answer, Dialogue, Move, Rules};
+use crate::modes::execution::{Brief, Execution};
+use crate::modes::llm::output_schema;
+use crate::modes::names::Names;
+use crate::modes::schema::Schema;
+use crate::modes::scope::Scope;
+use crate::modes::template::{Template, TemplateError};
+use crate::modes::toolbox::Toolbox;
+use crate::ports::Ports;
+
+/// An agent node as configured, its templates read.
+#[derive(Debug)]
+pub(super) struct AgentPlan {
+    task: Template,
+    system: Option<Template>,
+    tools: Vec<String>,
+    settings: Arc<LlmConfig>,
+    schema: Option<Schema>,
+    rules: AgentRules,
+}
+
+/// An agent node with its values put in.
+#[derive(Debug)]
+pub(super) struct AgentTask {
+    task: String,
+    system: Option<String>,
+    tools: Vec<String>,
+    settings: Arc<LlmConfig>,
+    rules: Rules,
+}
+
+impl AgentPlan {
+    /// Reads the members of agent mode.
+    pub fn compile(config: &NodeConfig, settings: &ModeSettings) -> Result<Self, Failure> {
+        let llm = config.llm_config.clone().unwrap_or_default();
+        let task = config.task.as_ref().or(llm.prompt.as_ref()).ok_or_else(|| {
+            Failure::configuration("missing_task", "an agent needs `task`, the template of what it has to do")
+        })?;
+        let system = config.system.as_ref().or(llm.system.as_ref());
+        Ok(Self {
+            task: Template::compile(task).map_err(TemplateError::alone)?,
+            system: system.map(|text| Template::compile(text)).transpose().map_err(TemplateError::alone)?,
+            tools: config.tools.clone().unwrap_or_default(),
+            schema: output_schema(config, &llm)?,
+            settings: Arc::new(llm),
+            rules: AgentRules {
+                max_iterations: config.max_iterations.unwrap_or(settings.agent.max_iterations).get(),
+                max_tool_calls: config.limits.max_tool_calls.unwrap_or(settings.agent.max_tool_calls),
+                max_tokens: config.limits.max_tokens,
+                finalize: settings.agent.finalize,
+            },
+        })
+    }
+
+    /// Adds the names that the templates use.
+    pub fn names(&self, names: &mut Names) {
+        self.task.names(names);
+        self.system.iter().for_each(|system| system.names(names));
+    }
+
+    /// Puts the values in.
+    pub fn render(self, scope: &Scope) -> Result<AgentTask, TemplateError> {
+        Ok(AgentTask {
+            task: self.task.text(scope)?,
+            system: self.system.map(|system| system.text(scope)).transpose()?,
+            tools: self.tools,
+            settings: self.settings,
+            rules: Rules { agent: Some(self.rules), schema: self.schema },
+        })
+    }
+}
+
+/// Runs the agent to its output.
+pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask) -> Result<Value, Failure> {
+    let toolbox = Toolbox::find(execution, &task.tools).await?;
+    let brief = Brief {
+        settings: task.settings,
+        system: task.system,
+        tools: toolbox.specs(),
+        output_schema: task.rules.schema.as_ref().map(|schema| Arc::clone(&schema.source)),
+    };
+    let mut dialogue = Dialogue::new(task.task, task.rules);
+    let mut next = dialogue.begin();
+    loop {
+        next = match next {
+            Move::Ask => {
+                let completion = execution.ask(&brief, &dialogue).await?;
+                let mut turn = json!({
+                    "stop_reason": completion.stop_reason.as_str(),
+                    "tool_calls": completion.turn.tool_uses.len(),
+                    "usage": completion.usage,
+                });
+                let next = dialogue.heard(completion);
+                turn["iteration"] = Value::from(dialogue.iterations());
+                execution.progress(EventType::NodeProgress, turn);
+                execution.ledger.partial.replace(Some(dialogue.partial()));
+                next
+            }
+            Move::CallTools(uses) => {
+                let results = toolbox.call_all(execution, dialogue.iterations(), uses).await;
+                dialogue.answered(results)
+            }
+            Move::Finish(answer) => return Ok(output(execution, dialogue.iterations(), answer)),
+            Move::Fail(failure) => return Err(failure),
+        }
+    }
+}
+
+fn output<P: Ports>(execution: &Execution<'_, P>, iterations: u32, answer: Answer) -> Value {
+    execution.ledger.warn(answer.warnings);
+    let mut output = json!({ "result": answer.text });
+    if let Some(parsed) = answer.parsed {
+        output["parsed"] = parsed;
+    }
+    output["iterations"] = Value::from(iterations);
+    output["tool_calls"] = Value::from(execution.ledger.spent.borrow().tool_calls);
+    output["stop_reason"] = Value::from(answer.stop_reason.as_str());
+    output["usage"] = json!(execution.usage());
+    output
+}
