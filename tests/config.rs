@@ -65,7 +65,7 @@ impl Given {
 
     /// The message of the refusal.
     fn refusal(&self) -> String {
-        self.load().err().expect("should be refused").to_string()
+        self.load().expect_err("should be refused").to_string()
     }
 }
 
@@ -845,7 +845,7 @@ fn show_as_json_tells_source_file_and_line() {
 fn check_judges_a_file_by_itself() {
     let good = Given::file("[pool]\nsize = 3\n[llm.providers.anthropic]\napi_key = \"k\"\n");
     let verdict = cli::check(good.options.file.as_deref().expect("a file")).expect("it is good");
-    assert!(verdict.contains("worker.toml is good: 2 of "), "{verdict}");
+    assert!(verdict.contains("worker.toml is good: 2 of ") && verdict.lines().count() == 1, "{verdict}");
     let bad = Given::file("[pool]\nsize = -3\n");
     assert!(cli::check(bad.options.file.as_deref().expect("a file")).is_err());
     assert!(cli::check(&PathBuf::from("/nowhere.toml")).is_err());

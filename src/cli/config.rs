@@ -41,7 +41,10 @@ pub fn run(settings: &Settings, command: &ConfigCommand) -> u8 {
             }
         },
         ConfigCommand::Check { file: None } => match settings.load() {
-            Ok(loaded) => verdict(&loaded, "the effective configuration"),
+            Ok(loaded) => {
+                let warnings = loaded.warnings.iter().map(|warning| format!("warning: {warning}\n"));
+                verdict(&loaded, "the effective configuration") + &warnings.collect::<String>()
+            }
             Err(code) => return code,
         },
     };
@@ -59,13 +62,13 @@ pub fn show(loaded: &Loaded, json: bool) -> String {
     render::text(loaded) + &warnings.collect::<String>()
 }
 
-/// Judges a file by itself, over the compiled-in defaults and with no environment.
+/// Judges a file by itself, over the compiled-in defaults and with no environment. There are no warnings: what a file
+/// lacks, such as a key, the environment of the worker may bring.
 pub fn check(path: &Path) -> Result<String, ConfigError> {
     load_file(path).map(|loaded| verdict(&loaded, &path.display().to_string()))
 }
 
 fn verdict(loaded: &Loaded, what: &str) -> String {
     let set = loaded.entries.iter().filter(|entry| !entry.source.is_default()).count();
-    let warnings = loaded.warnings.iter().map(|warning| format!("warning: {warning}\n"));
-    format!("{what} is good: {set} of {} keys set\n", loaded.entries.len()) + &warnings.collect::<String>()
+    format!("{what} is good: {set} of {} keys set\n", loaded.entries.len())
 }
