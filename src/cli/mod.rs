@@ -176,12 +176,4 @@ mod tests {
         assert!(cli.command.is_none());
         assert_eq!(cli.settings.set, [(String::from("pool.size"), String::from("8"))]);
     }
-//! The command line: which subcommands exist and where each begins.
-use crate::config::error::ConfigError;
-#[derive(Debug, Clone)]
-    /// Configuration file (TOML) laid over the compiled-in defaults.
-    /// Keys and values that win over the file and the environment.
-        let env = std::env::vars_os().collect();
-        load(&LoadOptions { file: self.config.clone(), flags: self.set.clone(), env }).map_err(|error| {
-            ConfigError::EXIT_CODE
 }
