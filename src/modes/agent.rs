@@ -129,3 +129,6 @@ fn output<P: Ports>(execution: &Execution<'_, P>, iterations: u32, answer: Answe
     output["usage"] = json!(execution.usage());
     output
 }
+
+#[cfg(test)]
+mod tests;

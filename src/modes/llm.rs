@@ -119,3 +119,144 @@ pub(super) async fn complete<P: Ports>(execution: &Execution<'_, P>, task: LlmTa
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::message::{StopReason, Turn};
+    use crate::domain::outcome::Outcome;
+    use crate::modes::scripted_ports::{LlmAct, Script, code, failure, output, says, turn};
+
+    async fn run(config: Value, acts: impl IntoIterator<Item = LlmAct>) -> (crate::domain::outcome::Report, Script) {
+        let script = Script::new().state(json!({"topic": "rust"}), json!({})).model(acts);
+        let report = script.run(json!({"llm_config": config})).await;
+        (report, script)
+    }
+
+    fn schema() -> Value {
+        json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_output_has_content_model_stop_reason_and_usage() {
+        let config = json!({"prompt": "On {{ topic }}", "system_prompt": "Like {{ topic | upper }}"});
+        let (report, script) = run(config, [says("Fine.")]).await;
+        let usage = json!({"input_tokens": 10, "output_tokens": 5, "cache_read_tokens": 2, "cache_write_tokens": 1});
+        let expected = json!({"content": "Fine.", "model": "scripted-1", "stop_reason": "end_turn", "usage": usage});
+        assert_eq!(output(&report), expected);
+        let requests = script.requests.borrow();
+        assert!(matches!(&*requests[0].turns[0], Turn::User(text) if text == "On rust"));
+        assert_eq!(requests[0].system.as_deref(), Some("Like RUST"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_does_not_fit_is_sent_back_with_the_reason() {
+        let answers = [says("one"), says(r#"{"n": "one"}"#), says("```json\n{\"n\": 1}\n```")];
+        let (report, script) = run(json!({"prompt": "p", "output_schema": schema()}), answers).await;
+        let output = output(&report);
+        assert_eq!((&output["parsed"], &output["usage"]["output_tokens"]), (&json!({"n": 1}), &json!(15)));
+        let requests = script.requests.borrow();
+        assert_eq!(requests[2].turns.len(), 5, "the conversation only grows");
+        assert!(matches!(&*requests[2].turns[4], Turn::User(text) if text.contains("`/n`")));
+        assert_eq!(requests[0].output_schema.as_deref(), Some(&schema()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_two_corrections_the_node_fails_and_keeps_the_last_text() {
+        let (report, _) =
+            run(json!({"prompt": "p", "output_schema": schema()}), [says("a"), says("b"), says("c")]).await;
+        assert_eq!(code(&report), ("validation", "output_invalid"));
+        let Outcome::Failed { partial: Some(partial), .. } = &report.outcome else { panic!("no partial") };
+        assert_eq!((partial.text.as_str(), partial.iterations), ("c", 3));
+        assert_eq!(report.spent.usage.expect("usage").output_tokens, 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_answer_is_kept_as_text_but_not_as_data() {
+        let (report, _) = run(json!({"prompt": "p"}), [turn("half", &[], StopReason::MaxTokens)]).await;
+        assert_eq!(
+            (&output(&report)["content"], &output(&report)["stop_reason"]),
+            (&json!("half"), &json!("max_tokens"))
+        );
+        let cut = || [turn("{\"n\": 1", &[], StopReason::MaxTokens)];
+        let (report, _) = run(json!({"prompt": "p", "output_schema": schema()}), cut()).await;
+        assert_eq!(code(&report), ("validation", "truncated"));
+        let (report, _) = run(json!({"prompt": "p"}), [turn("", &[], StopReason::MaxTokens)]).await;
+        assert_eq!(code(&report), ("permanent", "max_tokens"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_and_an_overflow_are_permanent() {
+        let refusal = StopReason::Refusal { category: Some("bio".into()), explanation: None };
+        let (report, script) = run(json!({"prompt": "p"}), [turn("", &[], refusal)]).await;
+        assert_eq!(code(&report), ("permanent", "refusal"));
+        assert!(failure(&report).message.contains("`bio`"));
+        assert_eq!(script.requests.borrow().len(), 1);
+        let (report, _) = run(json!({"prompt": "p"}), [turn("x", &[], StopReason::ContextExceeded)]).await;
+        assert_eq!(code(&report), ("permanent", "context_overflow"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_turn_is_continued_within_bounds() {
+        let pause = |text| turn(text, &[], StopReason::PauseTurn);
+        let (report, script) = run(json!({"prompt": "p"}), [pause("one "), says("two")]).await;
+        assert_eq!(output(&report)["content"], "one two");
+        assert!(matches!(&*script.requests.borrow()[1].turns[1], Turn::Assistant(_)));
+        let (report, script) = run(json!({"prompt": "p"}), (0..11).map(|_| pause("x"))).await;
+        assert_eq!((code(&report), script.requests.borrow().len()), (("permanent", "pause_limit"), 11));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stop_sequences_and_unknown_reasons_end_the_turn() {
+        let (report, _) = run(json!({"prompt": "p"}), [turn("a", &[], StopReason::StopSequence)]).await;
+        assert_eq!((&output(&report)["stop_reason"], report.warnings.len()), (&json!("stop_sequence"), 0));
+        let (report, _) = run(json!({"prompt": "p"}), [turn("a", &[], StopReason::Other("new".into()))]).await;
+        assert_eq!(output(&report)["stop_reason"], "new");
+        assert!(report.warnings[0].contains("new"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_answer_is_asked_for_once_more() {
+        let (report, script) = run(json!({"prompt": "p"}), [says(""), says("here")]).await;
+        assert_eq!(output(&report)["content"], "here");
+        // An empty turn would be refused by the provider when it is sent back.
+        assert!(script.requests.borrow()[1].turns.iter().all(|turn| matches!(&**turn, Turn::User(_))));
+        let (report, _) = run(json!({"prompt": "p"}), [says(""), says("")]).await;
+        assert_eq!((&output(&report)["content"], report.warnings.len()), (&json!(""), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_model_is_tried_again_and_its_asked_wait_counts_as_no_attempt() {
+        let busy = |wait| LlmAct::Fails(Failure::retriable("overloaded", "busy").with_retry_after(wait));
+        let wait = Some(std::time::Duration::from_secs(2));
+        let (report, script) = run(json!({"prompt": "p"}), [busy(wait), busy(None), busy(wait), says("ok")]).await;
+        assert_eq!((output(&report)["content"].as_str(), report.spent.attempts), (Some("ok"), 2));
+        let requests = script.requests.borrow();
+        assert!(requests.iter().all(|r| r.context.idempotency_key == requests[0].context.idempotency_key));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wrong_with_the_configuration_costs_no_call() {
+        for (config, expected) in [
+            (json!({}), "missing_prompt"),
+            (json!({"prompt": "{{ a"}), "template_syntax"),
+            (json!({"prompt": "p", "output_schema": {"type": "nothing"}}), "invalid_output_schema"),
+            (json!({"prompt": "p", "output_schema": {"$ref": "https://example.com/s"}}), "invalid_output_schema"),
+        ] {
+            let (report, script) = run(config, []).await;
+            assert_eq!(code(&report), ("configuration", expected));
+            assert!(script.requests.borrow().is_empty());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tools_that_nobody_offered_are_refused_and_the_text_counts() {
+        let (report, _) = run(json!({"prompt": "p"}), [turn("done", &[("x", json!({}))], StopReason::ToolUse)]).await;
+        assert_eq!(output(&report)["content"], "done");
+        let (report, script) =
+            run(json!({"prompt": "p"}), [turn("", &[("x", json!({}))], StopReason::ToolUse), says("done")]).await;
+        assert_eq!(output(&report)["content"], "done");
+        let requests = script.requests.borrow();
+        assert!(matches!(&*requests[1].turns[2], Turn::ToolResults(results) if results[0].is_error));
+    }
+}

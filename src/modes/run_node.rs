@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -343,7 +343,7 @@ fn finished(output: &Value, mapping: &OutputMapping, limit: usize) -> Result<Out
     let raw = |value: &Value| to_raw_value(value).expect("JSON values can be written as JSON");
     let output = raw(output);
     let mapped = mapped.map(|mapped: Map<String, Value>| raw(&Value::Object(mapped)));
-    let size = output.get().len() + mapped.as_ref().map_or(0, |mapped: &Box<RawValue>| mapped.get().len());
+    let size = output.get().len() + mapped.as_deref().map_or(0, |mapped| mapped.get().len());
     if size > limit {
         return Err(Failure::validation(
             "output_too_large",
@@ -352,3 +352,6 @@ fn finished(output: &Value, mapping: &OutputMapping, limit: usize) -> Result<Out
     }
     Ok(Outcome::Completed { output, mapped })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Ports that follow a script and remember what they were asked, for the tests of the modes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::pending;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::rc::Rc;
@@ -146,7 +146,12 @@ impl Script {
 
     /// Runs an item of these members.
     pub async fn run_item(&self, members: Value) -> Report {
-        run_node(self, &settings(), &delivery(members), &Cancel::new()).await
+        self.run_with(&settings(), members).await
+    }
+
+    /// Runs an item of these members under other settings.
+    pub async fn run_with(&self, settings: &ModeSettings, members: Value) -> Report {
+        run_node(self, settings, &delivery(members), &Cancel::new()).await
     }
 
     fn snapshot(&self, wanted: &Wanted) -> Snapshot {

@@ -163,9 +163,9 @@ impl Template {
         while let Some(at) = rest.find("{{").into_iter().chain(rest.find("{%")).min() {
             let (before, tag) = rest.split_at(at);
             literal.push_str(before);
-            if tag.starts_with("{{") {
+            if let Some(inner) = tag.strip_prefix("{{") {
                 let (substitution, length) = Substitution::read(tag)?;
-                if tag[2..].starts_with('-') {
+                if inner.starts_with('-') {
                     literal.truncate(literal.trim_end().len());
                 }
                 if !literal.is_empty() {

@@ -156,3 +156,98 @@ fn schema_without(schema: &Value, given: &Map<String, Value>) -> Option<Value> {
     }
     Some(schema)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::event::EventType;
+    use crate::domain::tool::ToolOutput;
+    use crate::modes::scripted_ports::{Script, code, failure, output, says, text_output};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tools_answer_is_the_output_and_its_params_are_rendered() {
+        let script = Script::new()
+            .state(json!({"n": 3}), json!({"a-1": {"status": "completed", "output": {"k": [1]}}}))
+            .tool("add", |_| Ok(ToolOutput::structured(json!({"sum": 5}))));
+        let params = json!({"n": "{{ n }}", "deep": [{"k": "{{ a-1 }}", "t": "n is {{ n }}"}]});
+        let report = script.run(json!({"tool_name": "add", "tool_params": params})).await;
+        assert_eq!(output(&report), json!({"sum": 5}));
+        let arguments = script.calls.borrow()[0].arguments.clone();
+        assert_eq!(Value::Object(arguments), json!({"n": 3, "deep": [{"k": {"k": [1]}, "t": "n is 3"}]}));
+        assert_eq!(script.told(EventType::ToolExecuted)[0]["tool"], "srv/add");
+        assert_eq!((report.spent.tool_calls, report.spent.usage), (1, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tool_that_says_it_failed_fails_the_node_with_its_words() {
+        let failing = |_: &Value| Ok(ToolOutput { is_error: true, ..text_output("disk is full") });
+        let script = Script::new().tool("save", failing);
+        let report = script.run(json!({"tool_name": "save"})).await;
+        assert_eq!(code(&report), ("permanent", "tool_error"));
+        assert!(failure(&report).message.contains("srv/save") && failure(&report).message.contains("disk is full"));
+        assert_eq!(script.told(EventType::ToolExecuted)[0]["is_error"], true);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_may_be_repeated_is_and_every_try_bears_the_same_key() {
+        let tries = std::cell::Cell::new(0);
+        let script = Script::new().tool("fetch", move |_| {
+            tries.set(tries.get() + 1);
+            if tries.get() < 3 { Err(Failure::retriable("unreachable", "no answer")) } else { Ok(text_output("[1]")) }
+        });
+        let report = script.run(json!({"tool_name": "fetch"})).await;
+        assert_eq!((output(&report), report.spent.attempts), (json!([1]), 3));
+        let calls = script.calls.borrow();
+        assert_eq!(calls.len(), 3);
+        assert!(calls.iter().all(|call| call.context.idempotency_key == calls[0].context.idempotency_key));
+        assert_eq!(calls[0].context.idempotency_key.len(), 64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_keeps_failing_fails_the_node_with_its_attempts() {
+        let script = Script::new().tool("fetch", |_| Err(Failure::retriable("unreachable", "no answer")));
+        let report = script.run(json!({"tool_name": "fetch", "retry": {"max_attempts": 2}})).await;
+        assert_eq!((code(&report), failure(&report).attempts), (("retriable", "unreachable"), 2));
+        assert_eq!((script.calls.borrow().len(), report.spent.attempts, report.spent.tool_calls), (2, 2, 1));
+    }
+
+    fn ticket(answer: impl Fn(&Value) -> Result<ToolOutput, Failure> + 'static) -> Script {
+        let schema = json!({
+            "type": "object",
+            "properties": {"title": {"type": "string"}, "queue": {"type": "string"}},
+            "required": ["title", "queue"],
+            "additionalProperties": false,
+        });
+        Script::new().tool_with("ticket", schema, std::time::Duration::ZERO, answer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_reads_the_missing_arguments_and_the_given_ones_win() {
+        let script = ticket(|arguments| Ok(ToolOutput::structured(arguments.clone())))
+            .state(json!({"mail": "The printer is broken"}), json!({}))
+            .model([says(r#"{"titel": "typo"}"#), says(r#"{"title": "Printer"}"#)]);
+        let config = json!({
+            "tool_name": "ticket",
+            "tool_params": {"queue": "office"},
+            "extract_params": {"from": "Mail: {{ mail }}", "llm_config": {"model": "small"}},
+        });
+        let report = script.run(config).await;
+        assert_eq!(output(&report), json!({"title": "Printer", "queue": "office"}));
+        let requests = script.requests.borrow();
+        assert_eq!(requests.len(), 2, "an answer that does not fit is sent back");
+        let schema = requests[0].output_schema.as_ref().expect("the tool's schema");
+        assert_eq!((&schema["required"], schema["properties"].get("queue")), (&json!(["title"]), None));
+        assert_eq!(requests[0].settings.model.as_deref(), Some("small"));
+        assert_eq!(report.spent.usage.expect("a model was called").input_tokens, 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_model_is_asked_when_every_argument_is_given() {
+        let script = ticket(|arguments| Ok(ToolOutput::structured(arguments.clone())));
+        let params = json!({"title": "t", "queue": "q"});
+        let config = json!({"tool_name": "ticket", "tool_params": params, "extract_params": {"from": "x"}});
+        assert_eq!(output(&script.run(config).await), params);
+    }
+}

@@ -43,8 +43,15 @@ impl Toolbox {
         turn: u32,
         uses: Vec<ToolUse>,
     ) -> Vec<ToolResult> {
-        let calls = uses.into_iter().enumerate().map(|(index, tool_use)| self.call(execution, turn, index, tool_use));
-        stream::iter(calls).buffered(execution.settings.agent.parallel_tools.get()).collect().await
+        let calls = uses
+            .into_iter()
+            .enumerate()
+            .map(|(index, tool_use)| async move { (index, self.call(execution, turn, index, tool_use).await) });
+        // Unordered, so that a slow call does not keep the ones behind it from starting.
+        let at_once = execution.settings.agent.parallel_tools.get();
+        let mut results: Vec<_> = stream::iter(calls).buffer_unordered(at_once).collect().await;
+        results.sort_unstable_by_key(|(index, _)| *index);
+        results.into_iter().map(|(_, result)| result).collect()
     }
 
     async fn call<P: Ports>(

@@ -1,0 +1,274 @@
+use std::time::Duration;
+
+use super::*;
+use crate::domain::message::{StopReason, ToolResult, Turn};
+use crate::domain::outcome::{Outcome, Partial, Report};
+use crate::domain::tool::ToolOutput;
+use crate::modes::scripted_ports::{LlmAct, Script, code, failure, output, says, settings, text_output, turn, wants};
+
+fn echo(arguments: &Value) -> Result<ToolOutput, Failure> {
+    Ok(text_output(&arguments.to_string()))
+}
+
+fn config() -> Value {
+    json!({"task": "Do it", "tools": ["*"], "llm_config": {}})
+}
+
+fn with(members: Value) -> Value {
+    let mut config = config();
+    config.as_object_mut().expect("an object").extend(members.as_object().expect("an object").clone());
+    config
+}
+
+fn partial(report: &Report) -> Partial {
+    match &report.outcome {
+        Outcome::Failed { partial: Some(partial), .. } => partial.clone(),
+        other => panic!("no partial: {other:?}"),
+    }
+}
+
+/// The results of the last round of tool calls that the model was shown in request number `request`.
+fn results(script: &Script, request: usize) -> Vec<ToolResult> {
+    let requests = script.requests.borrow();
+    let turns = requests[request].turns.iter().rev();
+    turns
+        .filter_map(|turn| match &**turn {
+            Turn::ToolResults(results) => Some(results.clone()),
+            _ => None,
+        })
+        .next()
+        .expect("tool results")
+}
+
+fn text(result: &ToolResult) -> &str {
+    result.content[0]["text"].as_str().expect("a text")
+}
+
+#[tokio::test(start_paused = true)]
+async fn tools_are_offered_called_and_answered_until_the_model_is_done() {
+    let script = Script::new()
+        .state(json!({"what": "math"}), json!({}))
+        .tool("add", echo)
+        .model([turn("Let me see.", &[("add", json!({"a": 1}))], StopReason::ToolUse), says("It is 1.")]);
+    let report = script.run(with(json!({"task": "Do {{ what }}", "system": "Be {{ what }}y"}))).await;
+    let usage = json!({"input_tokens": 20, "output_tokens": 10, "cache_read_tokens": 4, "cache_write_tokens": 2});
+    let expected =
+        json!({"result": "It is 1.", "iterations": 2, "tool_calls": 1, "stop_reason": "end_turn", "usage": usage});
+    assert_eq!(output(&report), expected);
+    {
+        let requests = script.requests.borrow();
+        assert!(matches!(&*requests[0].turns[0], Turn::User(task) if task == "Do math"));
+        assert_eq!(requests[0].system.as_deref(), Some("Be mathy"));
+        assert_eq!((requests[0].tools[0].name.as_str(), requests[0].tools_allowed), ("add", true));
+    }
+    assert_eq!((text(&results(&script, 1)[0]), results(&script, 1)[0].is_error), (r#"{"a":1}"#, false));
+    let turns = script.told(EventType::NodeProgress);
+    assert_eq!(
+        (&turns[0]["iteration"], &turns[0]["stop_reason"], &turns[0]["tool_calls"]),
+        (&json!(1), &json!("tool_use"), &json!(1))
+    );
+    assert_eq!((turns.len(), turns[0]["usage"]["output_tokens"].clone()), (2, json!(5)));
+    assert_eq!(script.told(EventType::ToolExecuted).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_one_turn_run_at_once_within_bounds_and_are_answered_in_order() {
+    let any = || json!({"type": "object"});
+    let mut script = Script::new();
+    for (name, seconds) in [("slow", 9), ("quick", 1)] {
+        script = script.tool_with(name, any(), Duration::from_secs(seconds), move |_| Ok(text_output(name)));
+    }
+    let uses =
+        [("slow", json!({})), ("quick", json!({})), ("quick", json!({})), ("quick", json!({})), ("quick", json!({}))];
+    let script = script.model([wants(&uses), says("done")]);
+    let start = tokio::time::Instant::now();
+    let report = script.run(config()).await;
+    assert_eq!(output(&report)["tool_calls"], 5);
+    assert_eq!(start.elapsed(), Duration::from_secs(9), "the quick ones run beside the slow one");
+    assert_eq!(script.most_running.get(), 4, "agent.parallel_tools is 4");
+    let results = results(&script, 1);
+    assert_eq!(results.iter().map(text).collect::<Vec<_>>(), ["slow", "quick", "quick", "quick", "quick"]);
+    assert_eq!(results[4].tool_use_id, "use-4");
+    let calls = script.calls.borrow();
+    let keys: std::collections::HashSet<_> = calls.iter().map(|call| call.context.idempotency_key.clone()).collect();
+    assert_eq!(keys.len(), 5, "every call has a key of its own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_goes_wrong_with_a_tool_is_told_to_the_model() {
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]});
+    let script = Script::new()
+        .tool_with("count", schema, Duration::ZERO, echo)
+        .tool("broken", |_| Err(Failure::permanent("http_404", "not found")))
+        .tool("flaky", |_| Err(Failure::retriable("unreachable", "no answer")))
+        .tool("sad", |_| Ok(ToolOutput { is_error: true, ..text_output("no") }));
+    let uses = [
+        ("cuont", json!({})),
+        ("count", json!({"n": "x"})),
+        ("broken", json!({})),
+        ("flaky", json!({})),
+        ("sad", json!({})),
+    ];
+    let script = script.model([wants(&uses), says("done")]);
+    let report = script.run(config()).await;
+    assert_eq!(output(&report)["result"], "done");
+    let results = results(&script, 1);
+    assert!(results.iter().all(|result| result.is_error));
+    assert!(text(&results[0]).contains("Did you mean `count`"), "{}", text(&results[0]));
+    assert!(text(&results[1]).contains("`/n`"), "{}", text(&results[1]));
+    assert!(text(&results[2]).contains("not found") && text(&results[3]).contains("no answer"));
+    assert_eq!(text(&results[4]), "no");
+    let tried: Vec<String> = script.calls.borrow().iter().map(|call| call.target.name.clone()).collect();
+    assert_eq!(tried.iter().filter(|name| *name == "flaky").count(), 3, "a retriable failure is tried again");
+    assert!(!tried.contains(&String::from("count")), "arguments that do not fit never reach the tool");
+    assert_eq!(output(&report)["tool_calls"], 3, "calls that were refused are not calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_results_lose_their_middle_and_other_blocks_stay() {
+    let image = json!({"type": "image", "data": "x".repeat(500), "mimeType": "image/png"});
+    let content = vec![json!({"type": "text", "text": format!("A{}Z", "ä".repeat(998))}), image.clone()];
+    let script = Script::new()
+        .tool("long", move |_| Ok(ToolOutput { content: content.clone(), ..ToolOutput::default() }))
+        .model([wants(&[("long", json!({}))]), says("done")]);
+    script.run(config()).await;
+    let result = &results(&script, 1)[0];
+    assert_eq!(result.content[1], image);
+    let shown = text(result);
+    assert!(shown.starts_with("Aä") && shown.ends_with("äZ") && shown.contains("900 of 1000 characters left out"));
+    assert!(shown.chars().count() < 150);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_iteration_limit_is_a_failure_that_keeps_what_was_reached() {
+    let act = |text: &str| turn(text, &[("add", json!({"text": text}))], StopReason::ToolUse);
+    let script = Script::new().tool("add", echo).model([act("one"), act("two")]);
+    let report = script.run(with(json!({"max_iterations": 2}))).await;
+    assert_eq!(code(&report), ("permanent", "iteration_limit"));
+    assert_eq!(partial(&report), Partial { text: "two".into(), iterations: 2 });
+    assert_eq!(report.spent.usage.expect("usage").input_tokens, 20);
+    assert_eq!(script.calls.borrow().len(), 1, "tools whose results nobody would see are not run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_finalize_a_limit_is_followed_by_one_last_turn_without_tools() {
+    let mut settings = settings();
+    settings.agent.finalize = true;
+    let act = || wants(&[("add", json!({}))]);
+    let script = Script::new().tool("add", echo).model([act(), act(), says("best guess")]);
+    let report = script.run_with(&settings, json!({"config": with(json!({"max_iterations": 2}))})).await;
+    assert_eq!((&output(&report)["result"], &output(&report)["iterations"]), (&json!("best guess"), &json!(3)));
+    assert_eq!(script.requests.borrow().iter().map(|r| r.tools_allowed).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(script.calls.borrow().len(), 2);
+
+    let script = Script::new().tool("add", echo).model([act(), act(), says("best guess")]);
+    let limits = with(json!({"limits": {"max_tool_calls": 1}}));
+    let report = script.run_with(&settings, json!({ "config": limits })).await;
+    assert_eq!((&output(&report)["result"], script.calls.borrow().len()), (&json!("best guess"), 1));
+    assert!(results(&script, 2)[0].is_error, "the call over the limit has its result as well");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tool_calls_and_tokens_have_budgets() {
+    let act = |n: u32| wants(&[("add", json!({"n": n})), ("add", json!({"n": n}))]);
+    let script = Script::new().tool("add", echo).model([act(1), act(2)]);
+    let report = script.run(with(json!({"limits": {"max_tool_calls": 3}}))).await;
+    assert_eq!((code(&report), script.calls.borrow().len()), (("permanent", "tool_call_limit"), 2));
+    let script = Script::new().tool("add", echo).model([act(1), act(2)]);
+    let report = script.run(with(json!({"limits": {"max_tokens": 30}}))).await;
+    assert_eq!((code(&report), script.requests.borrow().len()), (("permanent", "token_limit"), 2));
+    assert_eq!(partial(&report).iterations, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_of_money_is_said_not_to_be_enforced() {
+    let script = Script::new().tool("add", echo).model([says("done")]);
+    let report = script.run(with(json!({"limits": {"max_cost_usd": 0.5}}))).await;
+    assert_eq!(output(&report)["result"], "done");
+    assert!(report.warnings[0].contains("max_cost_usd"), "{:?}", report.warnings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tool_call_that_was_cut_never_runs() {
+    let script =
+        Script::new().tool("pay", echo).model([turn("so", &[("pay", json!({"amount": 1}))], StopReason::MaxTokens)]);
+    let report = script.run(config()).await;
+    assert_eq!(code(&report), ("permanent", "max_tokens"));
+    assert_eq!((partial(&report).text.as_str(), script.calls.borrow().len()), ("so", 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tools_wanted_under_another_stop_reason_are_still_called() {
+    let script =
+        Script::new().tool("add", echo).model([turn("", &[("add", json!({}))], StopReason::EndTurn), says("done")]);
+    assert_eq!(output(&script.run(config()).await)["tool_calls"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn identical_rounds_are_noted_and_then_end_the_agent() {
+    // The order of an object's members is not a difference.
+    let act = |round: usize| {
+        let arguments = if round.is_multiple_of(2) { json!({"a": 1, "b": 2}) } else { json!({"b": 2, "a": 1}) };
+        wants(&[("look", arguments)])
+    };
+    let script = Script::new().tool("look", |_| Ok(text_output("nothing"))).model((0..5).map(act));
+    let report = script.run(config()).await;
+    assert_eq!(code(&report), ("permanent", "stuck_loop"));
+    assert_eq!(script.requests.borrow().len(), 5);
+    assert_eq!(results(&script, 2)[0].content.len(), 1, "two rounds are not noted");
+    assert!(results(&script, 3)[0].content[1]["text"].as_str().expect("a note").contains("3 times in a row"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_call_with_another_result_is_no_stuck_loop() {
+    let polls = std::cell::Cell::new(0);
+    let poll = move |_: &Value| {
+        polls.set(polls.get() + 1);
+        Ok(text_output(&format!("{} percent", polls.get())))
+    };
+    let acts = (0..8).map(|_| wants(&[("poll", json!({}))])).chain([says("done")]);
+    let script = Script::new().tool("poll", poll).model(acts);
+    assert_eq!(output(&script.run(config()).await)["iterations"], 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_with_a_schema_is_corrected_even_at_the_iteration_limit() {
+    let schema = json!({"type": "object", "required": ["n"]});
+    let members = json!({"output_schema": schema, "max_iterations": 1});
+    let script = Script::new().tool("add", echo).model([says("one"), says(r#"{"n": 1}"#)]);
+    let report = script.run(with(members.clone())).await;
+    assert_eq!((&output(&report)["parsed"], &output(&report)["iterations"]), (&json!({"n": 1}), &json!(2)));
+    let script = Script::new().tool("add", echo).model([says("one"), says("two"), says("three")]);
+    let report = script.run(with(members)).await;
+    assert_eq!((code(&report), partial(&report).text.as_str()), (("validation", "output_invalid"), "three"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_whose_time_is_up_tells_how_far_it_came() {
+    let script = Script::new()
+        .tool("add", echo)
+        .model([turn("thinking", &[("add", json!({}))], StopReason::ToolUse), LlmAct::Hangs]);
+    let start = tokio::time::Instant::now();
+    let report = script.run(with(json!({"limits": {"timeout": "5s"}}))).await;
+    assert_eq!((code(&report), start.elapsed()), (("permanent", "timeout"), Duration::from_secs(5)));
+    assert!(failure(&report).message.contains("5s"));
+    assert_eq!(partial(&report), Partial { text: "thinking".into(), iterations: 1 });
+    assert_eq!((report.spent.tool_calls, report.spent.usage.expect("usage").output_tokens), (1, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tool_that_hangs_ends_with_the_node_and_not_as_a_result() {
+    let any = json!({"type": "object"});
+    let script =
+        Script::new().tool_with("sleep", any, Duration::from_secs(3600), echo).model([wants(&[("sleep", json!({}))])]);
+    let report = script.run(with(json!({"timeout": 5}))).await;
+    assert_eq!(code(&report), ("permanent", "timeout"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_tools_and_a_missing_task_are_configuration_failures() {
+    let script = Script::new();
+    assert_eq!(code(&script.run(config()).await), ("configuration", "unknown_tool"));
+    let report = script.run(json!({"tools": ["a"], "llm_config": {}})).await;
+    assert_eq!(code(&report), ("configuration", "missing_task"));
+}
