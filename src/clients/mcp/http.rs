@@ -61,6 +61,8 @@ struct Inner {
     version: OnceLock<HeaderValue>,
     /// A request of this session was accepted, so a refusal afterwards may mean that the session is gone.
     proven: AtomicBool,
+    /// The server said that it does not know the session any more.
+    lost: AtomicBool,
 }
 
 /// What one event stream has to bring.
@@ -101,7 +103,8 @@ impl HttpService {
         }
         let http = http.build().map_err(|error| wrong(root_cause(&error)))?;
         let (session, version) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { inner: Arc::new(Inner { inbox, http, url, session, version, proven: AtomicBool::new(false) }) })
+        let (proven, lost) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { inner: Arc::new(Inner { inbox, http, url, session, version, proven, lost }) })
     }
 
     /// The version of the session, sent along from now on.
@@ -162,6 +165,9 @@ impl Inner {
     async fn exchange(&self, request: Request<'_>) -> Result<Box<RawValue>, McpError> {
         let flight = Flight::of(&request);
         let Id::Number(id) = request.id else { return Err(self.protocol("a request without a number")) };
+        if self.lost.load(Ordering::Acquire) {
+            return Err(McpError::SessionLost { server: Arc::clone(self.inbox.server()), may_have_run: false });
+        }
         if self.inbox.closed().is_cancelled() {
             return Err(self.closed("the session has ended", false));
         }
@@ -307,8 +313,7 @@ impl Inner {
                 }
                 // A stream that was there and is not any more: so is the session.
                 Ok(refusal) if opened && refusal.status() == StatusCode::NOT_FOUND => {
-                    tracing::debug!(mcp.server = %self.inbox.server(), "session lost");
-                    return self.inbox.closed().cancel();
+                    return self.lose();
                 }
                 Ok(_) if !opened => break,
                 Ok(_) | Err(_) => fruitless += 1,
@@ -370,7 +375,7 @@ impl Inner {
         let retry_after = retry_after(response.headers());
         let fault = read_fault(response).await;
         if self.says_session_lost(status, fault.as_ref()) {
-            self.inbox.closed().cancel();
+            self.lose();
             return McpError::SessionLost { server, may_have_run: accepted && flight.may_have_run() };
         }
         // 503 is said by who did not begin; behind every other 5xx the work may go on.
@@ -402,6 +407,14 @@ impl Inner {
             }
             _ => false,
         }
+    }
+
+    /// Nothing can be asked in this session any more.
+    fn lose(&self) {
+        if !self.lost.swap(true, Ordering::AcqRel) {
+            tracing::debug!(mcp.server = %self.inbox.server(), "session lost");
+        }
+        self.inbox.closed().cancel();
     }
 
     fn broken_off(&self, error: &reqwest::Error, flight: &Flight) -> McpError {

@@ -67,7 +67,7 @@ impl Session {
         let info = client.initialize(config.connect_timeout).await?;
         transport.negotiated(&info);
         client.initialized().await?;
-        transport.listen(&info);
+        transport.listen();
         tracing::debug!(
             mcp.server = %server,
             mcp.version = %info.protocol_version,
@@ -108,8 +108,8 @@ impl Session {
         self.inbox.closed().cancelled().await;
     }
 
-    /// Ends the session in order: a server over HTTP is told, a child process gets its time to end and is killed with
-    /// its whole group when it does not.
+    /// Ends the session in order: a server over HTTP is told; a child process gets its time to end by itself, then it is
+    /// killed, and what it started with it.
     pub async fn close(&self) {
         self.transport.close().await;
     }
@@ -137,10 +137,10 @@ impl Transport {
         }
     }
 
-    fn listen(&self, info: &ServerInfo) {
+    fn listen(&self) {
         match self {
-            Self::Http(http) if info.tells_changes => http.listen(),
-            Self::Http(_) | Self::Stdio(_) => {}
+            Self::Http(http) => http.listen(),
+            Self::Stdio(_) => {}
         }
     }
 

@@ -1,0 +1,182 @@
+//! Starts the servers of the tests and waits for what they do. The servers come from `scripts/setup`.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use da_node_executor::clients::mcp::{CallMeta, McpError, Session};
+use da_node_executor::config::McpServerConfig;
+use da_node_executor::domain::ids::{GraphId, NodeId, RunId};
+use da_node_executor::domain::tool::{Arguments, ToolOutput};
+use serde_json::Value;
+
+/// The most that anything in a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A file that `scripts/setup` has put into the cache.
+fn cached(path: &str) -> PathBuf {
+    let cache = std::env::var_os("EXECUTOR_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from);
+    let file = cache.join("mcp").join(path);
+    assert!(file.exists(), "{} is missing: run scripts/setup", file.display());
+    file
+}
+
+fn text(path: PathBuf) -> String {
+    path.into_os_string().into_string().expect("paths of the repository are UTF-8")
+}
+
+/// The reference server of the protocol, by the TypeScript SDK.
+pub fn everything() -> Vec<String> {
+    let script = cached("node_modules/@modelcontextprotocol/server-everything/dist/index.js");
+    vec![String::from("node"), text(script)]
+}
+
+/// A server by the Python SDK.
+pub fn fastmcp() -> Vec<String> {
+    vec![text(cached("venv/bin/python")), script("fastmcp_server.py")]
+}
+
+/// A server of ours that breaks the protocol.
+pub fn hostile() -> Vec<String> {
+    vec![text(cached("venv/bin/python")), script("hostile_server.py")]
+}
+
+fn script(name: &str) -> String {
+    text(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mcp").join(name))
+}
+
+/// The configuration of a server over stdio.
+pub fn stdio(command: Vec<String>, args: &[&str]) -> McpServerConfig {
+    let mut words = command.into_iter().chain(args.iter().map(|arg| (*arg).to_owned()));
+    McpServerConfig {
+        command: words.next(),
+        args: words.collect(),
+        connect_timeout: PATIENCE,
+        ..McpServerConfig::default()
+    }
+}
+
+/// The configuration of a server over Streamable HTTP.
+pub fn at(url: impl Into<String>) -> McpServerConfig {
+    McpServerConfig { url: Some(url.into()), connect_timeout: PATIENCE, ..McpServerConfig::default() }
+}
+
+/// A server over Streamable HTTP, killed when this is dropped.
+pub struct HttpServer {
+    child: Child,
+    port: u16,
+}
+
+impl HttpServer {
+    /// server-everything.
+    pub async fn everything(port: u16) -> Self {
+        Self::start(everything(), &["streamableHttp"], port).await
+    }
+
+    /// FastMCP, answering by server-sent events.
+    pub async fn fastmcp(port: u16) -> Self {
+        Self::start(fastmcp(), &["http", &port.to_string()], port).await
+    }
+
+    /// FastMCP, answering by plain JSON.
+    pub async fn fastmcp_json(port: u16) -> Self {
+        Self::start(fastmcp(), &["http", &port.to_string(), "json"], port).await
+    }
+
+    async fn start(command: Vec<String>, args: &[&str], port: u16) -> Self {
+        let child = Command::new(&command[0])
+            .args(&command[1..])
+            .args(args)
+            .env("PORT", port.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let mut server = Self { child, port };
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let ended = server.child.try_wait().expect("the child can be asked");
+            assert!(ended.is_none() && Instant::now() < deadline, "the server does not listen: {ended:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server
+    }
+
+    /// Its endpoint.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/mcp", self.port)
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// Opens a session, or fails the test.
+pub async fn connect(config: &McpServerConfig) -> Session {
+    Session::connect("under-test", config).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Why no session can be opened.
+pub async fn refusal(config: &McpServerConfig) -> McpError {
+    match Session::connect("under-test", config).await {
+        Ok(session) => panic!("a session was opened: {:?}", session.info()),
+        Err(error) => error,
+    }
+}
+
+/// Somebody who calls, with much time.
+pub fn meta() -> CallMeta {
+    CallMeta {
+        graph_id: GraphId::new("g-1").expect("an id"),
+        node_id: NodeId::new("n-1").expect("an id"),
+        run_id: RunId::new("r-1").expect("an id"),
+        idempotency_key: String::from("r-1/0/1/0"),
+        traceparent: Some(String::from("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
+        deadline: Instant::now() + PATIENCE,
+    }
+}
+
+/// Arguments out of an object.
+pub fn arguments(value: Value) -> Arguments {
+    match value {
+        Value::Object(arguments) => arguments,
+        other => panic!("{other} is no object"),
+    }
+}
+
+/// Calls a tool with much time.
+pub async fn call(session: &Session, tool: &str, with: Value) -> Result<ToolOutput, McpError> {
+    session.call_tool(tool, &arguments(with), meta()).await
+}
+
+/// Waits for a condition.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What a file says by now.
+pub fn said(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
