@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use da_node_executor::clients::redis::{Held, Link, RedisError, Renewal, Settled, preflight};
+use da_node_executor::clients::redis::{Held, Link, RedisError, Renewal, Settled, Settlement, preflight};
 use da_node_executor::domain::event::EventType;
 use da_node_executor::ports::{Opened, Wanted};
 use da_node_executor::retry::Retry;
@@ -10,6 +10,15 @@ use da_node_executor::retry::Retry;
 use super::{ITEM, World};
 use crate::harness::proxy::Proxy;
 use crate::harness::redis::{RedisServer, shared};
+
+/// An item in the hands of a worker, on a server that knows the scripts: else the answer that gets lost is "unknown".
+async fn item_in_hand(world: &World) -> std::sync::Arc<da_node_executor::domain::work::Delivery> {
+    let other = r#"{"graph_id":"other","node_id":"n"}"#;
+    let (worker, delivery) = world.worker_with("w:1", other).await;
+    let failed = Settlement { event: EventType::NodeFailed, ..super::settlement(&delivery) };
+    assert_eq!(worker.settler.settle(&failed).await.expect("an answer"), Settled::DoneStateGone);
+    world.worker_with("w:1", ITEM).await.1
+}
 
 async fn settled_once(world: &World) {
     assert_eq!(world.events(EventType::NodeCompleted).await.len(), 1);
@@ -20,7 +29,7 @@ async fn settled_once(world: &World) {
 async fn an_answer_that_the_network_loses_is_asked_for_again() {
     let world = World::new().await;
     world.redis::<()>(&["HSET", &world.key("state:g"), "status", "running"]).await;
-    let (_, delivery) = world.worker_with("w:1", ITEM).await;
+    let delivery = item_in_hand(&world).await;
     let proxy = Proxy::to(shared().port()).await;
     let through = da_node_executor::config::RedisConfig { url: proxy.url(), ..world.redis.clone() };
     let link = Link::new(&through).expect("an address");
@@ -40,7 +49,7 @@ async fn an_answer_that_the_network_loses_is_asked_for_again() {
 #[tokio::test]
 async fn a_server_that_falls_silent_costs_one_timeout_and_then_another_connection() {
     let world = World::new().await;
-    let (_, delivery) = world.worker_with("w:1", ITEM).await;
+    let delivery = item_in_hand(&world).await;
     let proxy = Proxy::to(shared().port()).await;
     let through = da_node_executor::config::RedisConfig {
         url: proxy.url(),
@@ -67,7 +76,7 @@ async fn a_document_that_never_rests_is_a_conflict_and_nothing_is_written() {
     let world = World::new().await;
     let state = world.key("state:g");
     world.redis::<()>(&["SET", &state, "{}"]).await;
-    let (_, delivery) = world.worker_with("w:1", ITEM).await;
+    let delivery = item_in_hand(&world).await;
     let proxy = Proxy::to(shared().port()).await;
     let through = da_node_executor::config::RedisConfig { url: proxy.url(), ..world.redis.clone() };
     let worker = world.worker_by("w:1", &Link::new(&through).expect("an address"));
