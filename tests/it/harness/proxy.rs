@@ -19,7 +19,20 @@ const SWALLOW: u8 = 2;
 #[derive(Default)]
 struct Faults {
     mode: AtomicU8,
-    overtaking: Mutex<Option<(MultiplexedConnection, Cmd)>>,
+    overtaking: Mutex<Option<(usize, MultiplexedConnection, Cmd)>>,
+}
+
+impl Faults {
+    /// What overtakes the answer that is about to pass.
+    fn overtaking(&self) -> Option<(MultiplexedConnection, Cmd)> {
+        let mut overtaking = self.overtaking.lock().expect("nobody panics with the lock");
+        let (spared, connection, command) = overtaking.as_mut()?;
+        if *spared > 0 {
+            *spared -= 1;
+            return None;
+        }
+        Some((connection.clone(), command.clone()))
+    }
 }
 
 /// A proxy in front of a server; it ends with its owner.
@@ -62,9 +75,9 @@ impl Proxy {
         self.faults.mode.store(SWALLOW, Ordering::SeqCst);
     }
 
-    /// Each answer from now on arrives only after this command was done.
-    pub fn overtake_answers(&self, connection: MultiplexedConnection, command: Cmd) {
-        *self.faults.overtaking.lock().expect("nobody panics with the lock") = Some((connection, command));
+    /// Each answer from now on, but for the first `spared` ones, arrives only after this command was done.
+    pub fn overtake_answers(&self, spared: usize, connection: MultiplexedConnection, command: Cmd) {
+        *self.faults.overtaking.lock().expect("nobody panics with the lock") = Some((spared, connection, command));
     }
 
     /// Everything passes again.
@@ -88,8 +101,7 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, faults: Arc<Fault
         let mut buffer = vec![0; 64 * 1024];
         loop {
             let length = from_server.read(&mut buffer).await?;
-            let overtaking = faults.overtaking.lock().expect("nobody panics with the lock").clone();
-            if let Some((mut connection, command)) = overtaking {
+            if let Some((mut connection, command)) = faults.overtaking() {
                 command.exec_async(&mut connection).await.expect("the overtaking command is well formed");
             }
             match (length, faults.mode.load(Ordering::SeqCst)) {

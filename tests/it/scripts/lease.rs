@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use da_node_executor::clients::redis::{Held, Leases, RELEASED, RedisError, Renewal, Settled};
+use da_node_executor::clients::redis::{Held, Leases, Link, RELEASED, RedisError, Renewal, Settled};
+use da_node_executor::config::RedisConfig;
 use da_node_executor::domain::ids::EntryId;
 use da_node_executor::domain::work::Delivery;
 
 use super::{GROUP, ITEM, World};
+use crate::harness::proxy::Proxy;
+use crate::harness::redis::shared;
 
 fn held(delivery: &Delivery) -> Held {
     Held { stream: Arc::clone(&delivery.stream), entry: delivery.entry.clone(), deliveries: delivery.token.deliveries }
@@ -67,6 +70,7 @@ async fn what_is_handed_back_is_taken_at_once_and_counts_no_crash() {
     let (first, delivery) = world.worker_with("w:1", ITEM).await;
     assert_eq!(first.leases.hand_back(&[held(&delivery)]).await.expect("an answer"), [Renewal::Kept]);
     assert_eq!(world.owner(&delivery.entry).await, Some((String::from(RELEASED), 1)));
+    assert!(idle(&world, &delivery.entry).await >= 60_000, "it looks expired to whoever goes by that alone");
     assert_eq!(first.leases.hand_back(&[held(&delivery)]).await.expect("an answer"), [Renewal::Lost]);
 
     let second = world.worker("w:2");
@@ -140,11 +144,75 @@ async fn places_of_deleted_entries_are_cleared_away() {
     let world = World::new().await;
     let (_dead, delivery) = world.worker_with("w:1", ITEM).await;
     world.silence(&delivery.entry, "w:1").await;
+    let crashes = world.keys.crashes(&world.stream);
+    world.redis::<()>(&["HSET", &crashes, delivery.entry.as_str(), "1"]).await;
     world.redis::<()>(&["XDEL", &world.stream, delivery.entry.as_str()]).await;
     assert_eq!(world.pending().await, 1);
     let taken = world.worker("w:2").leases.claim(&world.stream, &[], 10, true).await.expect("an answer");
     assert!(taken.is_empty());
     assert_eq!(world.pending().await, 0);
+    assert!(!world.redis::<bool>(&["EXISTS", &crashes]).await, "its crashes are forgotten");
+}
+
+/// Leases of `consumer` behind a proxy where `words` are done before each answer but the first `spared` ones arrives.
+async fn overtaken(world: &World, consumer: &str, spared: usize, words: &[&str]) -> (Leases, Proxy) {
+    let proxy = Proxy::to(shared().port()).await;
+    let through = RedisConfig { url: proxy.url(), ..world.redis.clone() };
+    let link = Link::new(&through).expect("an address");
+    link.ping().await.expect("everything passes");
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    proxy.overtake_answers(spared, world.raw.clone(), command);
+    (world.worker_by(consumer, &link).leases, proxy)
+}
+
+#[tokio::test]
+async fn a_lease_that_is_renewed_in_the_last_moment_is_left_alone() {
+    let world = World::new().await;
+    let (_owner, delivery) = world.worker_with("w:1", ITEM).await;
+    let entry = delivery.entry.as_str();
+    world.silence(&delivery.entry, "w:1").await;
+    // The look for entries handed back has its answer, the look for expired leases is overtaken.
+    let renew = ["XCLAIM", &world.stream, GROUP, "w:1", "0", entry, "JUSTID"];
+    let (leases, _proxy) = overtaken(&world, "w:2", 1, &renew).await;
+    let taken = leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    assert!(taken.is_empty());
+    assert_eq!(world.owner(&delivery.entry).await, Some((String::from("w:1"), 1)));
+}
+
+#[tokio::test]
+async fn an_entry_that_is_handed_back_in_the_last_moment_counts_no_crash() {
+    let world = World::new().await;
+    let (_owner, delivery) = world.worker_with("w:1", ITEM).await;
+    world.silence(&delivery.entry, "w:1").await;
+    let entry = delivery.entry.as_str();
+    let release = ["XCLAIM", &world.stream, GROUP, RELEASED, "0", entry, "IDLE", "3600000", "JUSTID"];
+    let (leases, _proxy) = overtaken(&world, "w:2", 0, &release).await;
+    let taken = leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    assert!(taken.is_empty(), "the next sweep takes it as handed back");
+    let taken = leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    assert_eq!(taken.iter().map(|entry| entry.crashes).collect::<Vec<_>>(), [0]);
+}
+
+#[tokio::test]
+async fn what_is_ours_no_more_is_not_stranded() {
+    let world = World::new().await;
+    let (_owner, delivery) = world.worker_with("w:1", ITEM).await;
+    let entry = delivery.entry.as_str();
+    let release = ["XCLAIM", &world.stream, GROUP, RELEASED, "0", entry, "JUSTID"];
+    let (leases, _proxy) = overtaken(&world, "w:1", 0, &release).await;
+    let found = leases.stranded(&world.stream, &[], 1).await.expect("an answer");
+    assert!(found.is_empty());
+    assert_eq!(world.owner(&delivery.entry).await, Some((String::from(RELEASED), 1)));
+}
+
+#[tokio::test]
+async fn our_own_expired_lease_is_no_crash_of_another() {
+    let world = World::new().await;
+    let (worker, delivery) = world.worker_with("w:1", ITEM).await;
+    world.silence(&delivery.entry, "w:1").await;
+    let taken = worker.leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    assert!(taken.is_empty(), "it is found as stranded, if it does not run here");
 }
 
 #[tokio::test]
@@ -190,7 +258,7 @@ async fn a_takeover_without_a_group_says_so() {
 async fn a_short_lease_runs_out_by_the_servers_clock() {
     let world = World::new().await;
     let (_dead, delivery) = world.worker_with("w:1", ITEM).await;
-    let link = da_node_executor::clients::redis::Link::new(&world.redis).expect("an address");
+    let link = Link::new(&world.redis).expect("an address");
     let lease = Duration::from_millis(30);
     let leases = Leases::new(link, world.keys.clone(), GROUP, Arc::from("w:2"), lease, [Arc::clone(&world.stream)]);
     let taken = crate::harness::eventually("the lease runs out", || async {

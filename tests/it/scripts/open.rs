@@ -211,6 +211,20 @@ async fn records_of_other_streams_and_of_parked_work_count_as_alive() {
 }
 
 #[tokio::test]
+async fn work_that_is_added_again_after_its_end_is_a_duplicate_of_itself() {
+    let world = World::new().await;
+    with_hash_state(&world).await;
+    let (worker, delivery) = world.worker_with("w:1", ITEM).await;
+    assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Done);
+    let meta = format!(r#"{{"origin":"{}","attempt":1}}"#, delivery.entry);
+    world.redis::<()>(&["XADD", &world.stream, "*", "data", ITEM, "meta", &meta]).await;
+    let mut worker = world.worker("w:2");
+    let again = worker.read_one().await;
+    assert_eq!(again.work_id, delivery.work_id);
+    assert!(is_duplicate(worker.store.open(&again, &wanted()).await));
+}
+
+#[tokio::test]
 async fn what_is_no_record_holds_nobody_up() {
     let world = World::new().await;
     with_hash_state(&world).await;

@@ -175,6 +175,10 @@ async fn expiry_is_prolonged_and_never_shortened_or_begun() {
     }
     let records = world.ttl(&world.key("done:g")).await;
     assert!(records <= DAY_MS && records > DAY_MS - 60_000, "the records live for {records}");
+    world.redis::<()>(&["PERSIST", &world.key("done:g")]).await;
+    let (worker, delivery) = world.worker_with("w:1", r#"{"graph_id":"g","node_id":"n"}"#).await;
+    assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Done);
+    assert_eq!(world.ttl(&world.key("done:g")).await, -1, "persistent records stay so");
 }
 
 #[tokio::test]

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use da_node_executor::clients::redis::RedisError;
+use da_node_executor::config::RedisConfig;
 
 use super::{GROUP, ITEM, World};
 use crate::harness::eventually;
-use crate::harness::redis::RedisServer;
+use crate::harness::proxy::Proxy;
+use crate::harness::redis::{RedisServer, shared};
 
 #[tokio::test]
 async fn a_group_begins_at_the_first_entry_and_is_made_again_there() {
@@ -108,4 +110,26 @@ async fn an_abandoned_read_closes_its_connection_and_swallows_nothing() {
     assert_eq!(world.pending().await, 0, "nobody swallowed the entry");
     let entries = worker.streams.read(1).await.expect("an answer");
     assert_eq!((&entries[0].entry, worker.streams.connects()), (&entry, 2));
+}
+
+#[tokio::test]
+async fn a_read_that_is_never_answered_ends_and_its_entry_is_found_again() {
+    let mut world = World::new().await;
+    world.work.block = Duration::from_millis(20);
+    let proxy = Proxy::to(shared().port()).await;
+    let direct = world.redis.clone();
+    world.redis = RedisConfig { url: proxy.url(), command_timeout: Duration::from_millis(200), ..direct.clone() };
+    let mut worker = world.worker("w:1");
+    assert!(worker.streams.read(1).await.expect("everything passes").is_empty());
+
+    proxy.swallow_answers();
+    let entry = world.submit(ITEM).await;
+    let error = worker.streams.read(1).await.expect_err("no answer comes");
+    assert!(matches!(error, RedisError::TimedOut { .. }), "{error:?}");
+    proxy.heal();
+    assert!(worker.streams.read(1).await.expect("an answer").is_empty(), "the entry was delivered to us, unseen");
+    assert_eq!(worker.streams.connects(), 2, "the silent connection was left");
+    world.redis = direct;
+    let found = world.worker("w:1").leases.stranded(&world.stream, &[], 5).await.expect("an answer");
+    assert_eq!(found.iter().map(|found| &found.entry).collect::<Vec<_>>(), [&entry]);
 }

@@ -83,7 +83,7 @@ async fn a_document_that_never_rests_is_a_conflict_and_nothing_is_written() {
     // Whichever document is read, there is another one by the time the answer arrives.
     let mut append = redis::cmd("APPEND");
     append.arg(&state).arg(" ");
-    proxy.overtake_answers(world.raw.clone(), append);
+    proxy.overtake_answers(0, world.raw.clone(), append);
     assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Conflict);
     world.assert_untouched(&delivery).await;
     proxy.heal();

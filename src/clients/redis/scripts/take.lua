@@ -21,8 +21,7 @@ for i = 6, #ARGV, 3 do
       end
       taken[#taken + 1] = {entry, pending[4] + 1, crashes, claimed[2]}
     else
-      -- The entry was deleted from the stream: nothing is left but its place in the pending list.
-      redis.call('XACK', KEYS[1], ARGV[1], entry)
+      -- The entry was deleted from the stream, and XCLAIM has just cleared its place in the pending list.
       redis.call('HDEL', KEYS[2], entry)
     end
   end
