@@ -50,11 +50,9 @@ pub struct Refused(String);
 pub fn run(config: Config) -> anyhow::Result<i32> {
     let system = System::new();
     let worker = system.block_on(Worker::start(config))?;
-    system.block_on(async {
-        actix::spawn(async move {
-            let code = worker.until_signalled().await;
-            System::current().stop_with_code(code);
-        })
+    system.runtime().spawn(async move {
+        let code = worker.until_signalled().await;
+        System::current().stop_with_code(code);
     });
     Ok(system.run_with_code()?)
 }
