@@ -63,10 +63,7 @@ impl InFlight {
             return None;
         }
         let cancel = Cancel::new();
-        entries.insert(
-            key.clone(),
-            Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false },
-        );
+        entries.insert(key.clone(), Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false });
         drop(entries);
         self.gauge.inc();
         Some(Custody { key, in_flight: self.clone(), cancel, _permit: permit })

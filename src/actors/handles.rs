@@ -5,8 +5,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use actix::{Actor, Handler, Message};
 use actix::dev::ToEnvelope;
+use actix::{Actor, Handler, Message};
 use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -128,7 +128,12 @@ impl ToolHandle {
         Self { servers: servers.into(), registry, registry_specs, metrics, reported: Arc::default() }
     }
 
-    async fn catalog(&self, server: &Server, post: &Post<McpSessionActor>, deadline: Instant) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+    async fn catalog(
+        &self,
+        server: &Server,
+        post: &Post<McpSessionActor>,
+        deadline: Instant,
+    ) -> Result<Arc<Vec<ToolSpec>>, Failure> {
         match server.current_tools() {
             Some(tools) => Ok(tools),
             None => ask(post, "tool client", Discover { deadline }).await,

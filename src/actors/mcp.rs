@@ -117,14 +117,15 @@ impl Server {
         match Session::connect(&self.name, &self.config).await {
             Ok(session) => {
                 let info = session.info();
-                tracing::info!(mcp.server = self.name, mcp.version = info.protocol_version, server = info.name,
-                    "connected to a tool server");
+                tracing::info!(
+                    mcp.server = self.name,
+                    mcp.version = info.protocol_version,
+                    server = info.name,
+                    "connected to a tool server"
+                );
                 let session = Arc::new(session);
-                *link = Link {
-                    session: Some(Arc::clone(&session)),
-                    counted_down: link.counted_down,
-                    ..Link::default()
-                };
+                *link =
+                    Link { session: Some(Arc::clone(&session)), counted_down: link.counted_down, ..Link::default() };
                 self.mark(&mut link, true);
                 self.metrics.mcp_connects.get_or_create(&self.labels()).inc();
                 Ok(session)

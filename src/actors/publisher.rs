@@ -124,7 +124,14 @@ impl PublisherDeps {
         }
     }
 
-    fn settled(&self, settlement: &Settlement, report: &Report, failure: Option<&Failure>, mode: &'static str, took: Duration) {
+    fn settled(
+        &self,
+        settlement: &Settlement,
+        report: &Report,
+        failure: Option<&Failure>,
+        mode: &'static str,
+        took: Duration,
+    ) {
         let elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         if report.spent.attempts > 1 {
             self.metrics.retries.inc_by(u64::from(report.spent.attempts - 1));

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, WrapFuture as _};
 use actix::fut::ActorFutureExt as _;
+use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, WrapFuture as _};
 use jiff::Timestamp;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -224,17 +224,13 @@ impl ReaderDeps {
             let waited = Timestamp::now().as_millisecond() - i64::try_from(added).unwrap_or(i64::MAX);
             Metrics::seconds(&self.metrics.queued, Duration::from_millis(u64::try_from(waited).unwrap_or(0)));
         }
-        let parsed = parse_entry(
-            &entry.stream,
-            &entry.entry,
-            entry.data.as_deref(),
-            entry.meta.as_deref(),
-            self.max_item_bytes,
-        );
+        let parsed =
+            parse_entry(&entry.stream, &entry.entry, entry.data.as_deref(), entry.meta.as_deref(), self.max_item_bytes);
         match parsed {
             Ok((item, meta)) => {
                 let crashes = meta.crashes + entry.crashes;
-                let origin = meta.origin.as_deref().map_or_else(|| entry.entry.clone(), crate::domain::ids::EntryId::new);
+                let origin =
+                    meta.origin.as_deref().map_or_else(|| entry.entry.clone(), crate::domain::ids::EntryId::new);
                 let delivery = Delivery {
                     work_id: WorkId::new(&entry.stream, &origin),
                     stream: Arc::clone(&entry.stream),

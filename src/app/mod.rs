@@ -132,17 +132,25 @@ impl Worker {
 
         let running = Running::start(&config, &health, &metrics, &phases.drain, &phases.end)?;
         let event_log = EventLog::new(link.clone(), keys.clone(), config.events.maxlen.get());
-        let kinds = EventType::PROGRESS.into_iter().filter(|kind| config.events.progress.iter().any(|p| p == kind.as_str()));
+        let kinds =
+            EventType::PROGRESS.into_iter().filter(|kind| config.events.progress.iter().any(|p| p == kind.as_str()));
         let (progress, queued) = ProgressLog::new(kinds, &worker_id, Arc::clone(&metrics));
         actix::spawn(write_until_closed(queued, event_log.clone(), Arc::clone(&metrics)));
         actix::spawn(trim(event_log, config.events.maxlen.get(), phases.end.clone()));
 
-        let state = StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
+        let state =
+            StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
         let store = supervise("store", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
             StoreActor::new(state.clone(), watch).start()
         });
         let publisher_deps = Arc::new(PublisherDeps {
-            settler: Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group),
+            settler: Settler::new(
+                link.clone(),
+                keys.clone(),
+                &config.state,
+                streams.iter().cloned(),
+                &config.work.group,
+            ),
             leases: leases.clone(),
             worker_id: worker_id.clone(),
             health: Arc::clone(&health),
@@ -178,7 +186,10 @@ impl Worker {
                 let (redis, work, keys) = (config.redis.clone(), config.work.clone(), keys.clone());
                 let consumer = Arc::clone(&consumer);
                 // The configuration was good enough for the first connection.
-                Box::new(move || WorkStreams::new(&redis, &work, keys.clone(), Arc::clone(&consumer)).expect("a checked configuration"))
+                Box::new(move || {
+                    WorkStreams::new(&redis, &work, keys.clone(), Arc::clone(&consumer))
+                        .expect("a checked configuration")
+                })
             },
             leases: leases.clone(),
             claiming: Arc::clone(&claiming),
@@ -256,7 +267,8 @@ impl Worker {
             phases.drain.cancel();
             let deadline = Instant::now() + config.shutdown.grace;
             // The reader answers within its block; what its last read brought is executed like the rest.
-            let _ = tokio::time::timeout(config.work.block + config.redis.command_timeout, phases.drained.cancelled()).await;
+            let _ = tokio::time::timeout(config.work.block + config.redis.command_timeout, phases.drained.cancelled())
+                .await;
             if !idle_by(&permits, config.pool.size.get(), deadline).await {
                 tracing::info!(in_flight = in_flight.len(), "the grace time is over, the rest is handed back");
                 in_flight.stop_all();
@@ -326,7 +338,9 @@ fn check(facts: &ServerFacts) -> Result<(), Refused> {
         )));
     }
     if facts.aof == Some(false) {
-        tracing::warn!("redis runs without an append-only file: work and results are gone when it restarts; set appendonly yes");
+        tracing::warn!(
+            "redis runs without an append-only file: work and results are gone when it restarts; set appendonly yes"
+        );
     }
     if facts.primary == Some(false) {
         tracing::warn!("this redis is a replica; work cannot be settled here");

@@ -46,7 +46,10 @@ impl Running {
         for (name, provider) in &config.llm.providers {
             let client = LlmClient::new(name, provider).with_context(|| format!("llm.providers.{name}"))?;
             if !client.configured() && *name == config.llm.default {
-                tracing::warn!(provider = name, "no model key is set (LLM_API_KEY or LLM_API_KEY_FILE); agent and llm nodes will fail");
+                tracing::warn!(
+                    provider = name,
+                    "no model key is set (LLM_API_KEY or LLM_API_KEY_FILE); agent and llm nodes will fail"
+                );
             }
             let provider = Arc::new(Provider {
                 name: name.clone(),
@@ -103,6 +106,9 @@ impl Running {
 }
 
 /// Starts an actor on another thread.
-pub fn start_on<A: Actor<Context = Context<A>>>(arbiter: &Arbiter, build: impl FnOnce() -> A + Send + 'static) -> Addr<A> {
+pub fn start_on<A: Actor<Context = Context<A>>>(
+    arbiter: &Arbiter,
+    build: impl FnOnce() -> A + Send + 'static,
+) -> Addr<A> {
     A::start_in_arbiter(&arbiter.handle(), move |_| build())
 }

@@ -17,6 +17,7 @@ use crate::app::wiring::Running;
 use crate::cli::{FAILED, Settings, fail, read_input};
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
+use crate::domain::outcome::Failure;
 use crate::domain::outcome::{Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
@@ -24,7 +25,6 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::modes::{ModeSettings, run_node};
 use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
-use crate::domain::outcome::Failure;
 use crate::telemetry;
 
 /// Arguments of `exec`.
@@ -127,7 +127,10 @@ fn print(report: &Report, whole: bool) -> u8 {
                 eprintln!("{} {kind}: {failure}", style("failed").for_stderr().red());
             }
             let details = json!({"category": failure.category, "code": failure.code, "attempts": failure.attempts});
-            (FAILED, json!({"status": "failed", "error": failure.message, "error_details": details, "partial": partial}))
+            (
+                FAILED,
+                json!({"status": "failed", "error": failure.message, "error_details": details, "partial": partial}),
+            )
         }
         Outcome::Duplicate | Outcome::Lost | Outcome::Unfinished => {
             eprintln!("the node did not run to its end");
@@ -190,7 +193,8 @@ struct Document {
 impl Document {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let text = read_input(path)?;
-        serde_json::from_str(&text).map_err(|error| anyhow::anyhow!("{} is not a state document: {error}", path.display()))
+        serde_json::from_str(&text)
+            .map_err(|error| anyhow::anyhow!("{} is not a state document: {error}", path.display()))
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -76,7 +76,8 @@ async fn deliver(config: &Config, args: &SubmitArgs, stream: &str, text: &str, i
     };
     eprintln!("{} {stream} {entry}", style("submitted").for_stderr().dim());
     // Without a run_id of its own the item's identity is its place in the stream.
-    let run_id = WorkItem::parse(text.as_bytes(), stream, &entry).map_or_else(|_| item.run_id.clone(), |item| item.run_id);
+    let run_id =
+        WorkItem::parse(text.as_bytes(), stream, &entry).map_or_else(|_| item.run_id.clone(), |item| item.run_id);
     follow(tail, args.timeout, item, run_id.as_str()).await
 }
 
@@ -121,7 +122,11 @@ fn tell(kind: EventType, body: &Value) {
         }
         EventType::NodeFailed => {
             let details = &data["error_details"];
-            let kind = format!("{} ({})", details["category"].as_str().unwrap_or("?"), details["code"].as_str().unwrap_or("?"));
+            let kind = format!(
+                "{} ({})",
+                details["category"].as_str().unwrap_or("?"),
+                details["code"].as_str().unwrap_or("?")
+            );
             eprintln!("{} {kind}: {}", name.red(), data["error"].as_str().unwrap_or_default());
         }
         EventType::NodeStarted => eprintln!("{} on {}", name.cyan(), metadata["worker_id"].as_str().unwrap_or("?")),

@@ -54,7 +54,11 @@ pub fn run(settings: &Settings, args: &ToolsArgs) -> u8 {
         Ok(offers) => offers,
         Err(error) => return fail(&error),
     };
-    if args.json { print_json(&offers) } else { print_table(&offers) }
+    if args.json {
+        print_json(&offers)
+    } else {
+        print_table(&offers)
+    }
     if offers.iter().all(|offer| offer.tools.is_ok()) { 0 } else { FAILED }
 }
 
