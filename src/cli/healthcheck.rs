@@ -46,7 +46,7 @@ pub fn run(settings: &Settings, args: &HealthcheckArgs) -> u8 {
 }
 
 /// One request in the plainest HTTP; a client library would cost more start-up time than the answer takes.
-fn ask(host: &str, port: u16, path: &str) -> std::io::Result<(u16, String)> {
+pub(crate) fn ask(host: &str, port: u16, path: &str) -> std::io::Result<(u16, String)> {
     let address = (host, port).to_socket_addrs()?.next().ok_or_else(|| std::io::Error::other("no address"))?;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;

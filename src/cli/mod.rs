@@ -82,6 +82,9 @@ enum Command {
     /// The tool server of `dev`, over stdin and stdout.
     #[command(hide = true)]
     McpDemo,
+    /// Run a program that ends when the process that started it does.
+    #[command(hide = true)]
+    DieWithParent(dev::child::DieWithParentArgs),
     /// Serve a script of model turns over HTTP in the wire format of the Anthropic Messages API.
     ScriptedModel(scripted_model::ScriptedModelArgs),
 }
@@ -105,6 +108,7 @@ impl Cli {
             Command::Healthcheck(args) => healthcheck::run(&settings, &args),
             Command::Completions { shell } => completions(shell),
             Command::McpDemo => mcp_demo(),
+            Command::DieWithParent(args) => dev::child::die_with_parent(&args),
             Command::ScriptedModel(args) => scripted_model::run(&args),
         }
     }

@@ -3,9 +3,11 @@
 //! Every write that matters is a server-side script that first checks the ownership token, a pair of consumer name
 //! and delivery count; see `scripts/owned.lua`. JSON is never decoded in a script, and every key stands in KEYS.
 
+mod dead_letters;
 mod error;
 mod events;
 mod fields;
+mod forget;
 mod keys;
 mod layout;
 mod lease;
@@ -20,8 +22,10 @@ mod settle;
 mod state;
 mod stream;
 
+pub use dead_letters::{DeadLetter, dead_letters};
 pub use error::RedisError;
 pub use events::{EventLog, EventTail, TailedEvent};
+pub use forget::forget;
 pub use keys::Keys;
 pub use lease::{Held, Leases, RELEASED, Renewal};
 pub use letter::{LETTER_BYTES, Letter};

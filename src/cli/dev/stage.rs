@@ -1,0 +1,316 @@
+//! What the demo runs on: a Redis, a model, a tool server and the configuration that ties workers to them.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_web::dev::ServerHandle;
+use secrecy::ExposeSecret as _;
+use tempfile::TempDir;
+
+use crate::cli::dev::redis_server::RedisServer;
+use crate::cli::dev::workers::{WorkerPlan, Workers};
+use crate::cli::dev::{DevArgs, Trouble, scenario};
+use crate::cli::{FAILED, Settings, UNAVAILABLE, WRONG_CONFIG};
+use crate::clients::llm::script::ScriptedModel;
+use crate::clients::redis::{Keys, Link, RedisError, forget};
+use crate::config::{AuthHeader, Config, ProviderConfig, ProviderKind};
+use crate::http::scripted_model;
+
+/// Workers at any time.
+const WORKERS: usize = 2;
+/// How long workers may take until they are ready.
+const READY: Duration = Duration::from_secs(20);
+/// How long a lease lasts: short, so that a takeover is worth watching, and long enough for a busy machine.
+const LEASE: &str = "1s";
+
+/// Everything that runs beside the executions themselves.
+pub struct Stage {
+    // In the order in which they end when nothing else ends them: workers before what they need.
+    /// The workers.
+    pub workers: Workers,
+    /// Commands to Redis.
+    pub link: Link,
+    /// The workers' configuration, as far as it is read here.
+    pub config: Config,
+    /// Names of keys.
+    pub keys: Keys,
+    model: Option<(String, ServerHandle)>,
+    provider: Option<String>,
+    private: Option<RedisServer>,
+    shown_redis: String,
+    folder: TempDir,
+}
+
+impl Stage {
+    /// Starts everything and waits until the workers are ready.
+    pub async fn set_up(settings: &Settings, args: &DevArgs) -> Result<Self, Trouble> {
+        let program = std::env::current_exe().map_err(|error| Trouble::new(FAILED, format!("no program: {error}")))?;
+        let real = args.provider.as_deref().map(|name| real_provider(settings, name)).transpose()?;
+        let folder = tempfile::Builder::new().prefix("executor-dev-").tempdir();
+        let folder = folder.map_err(|error| Trouble::new(FAILED, format!("no temporary folder: {error}")))?;
+
+        let mut config = Config::default();
+        let private = match &args.redis {
+            Some(address) => {
+                config.redis.url = url_of(address);
+                // Everything of ours begins with this, so that nothing of anybody else is met, and all of it found again.
+                config.state.prefix = format!("dago:dev:{}:", uuid::Uuid::now_v7().simple());
+                config.work.streams = vec![format!("{}work", config.state.prefix)];
+                None
+            }
+            None => {
+                let server = RedisServer::start(&program).map_err(|error| Trouble::new(UNAVAILABLE, error))?;
+                config.redis.url = server.url();
+                Some(server)
+            }
+        };
+        let link = Link::new(&config.redis).map_err(|error| Trouble::new(WRONG_CONFIG, error))?;
+        link.ping().await.map_err(|error| Trouble::new(UNAVAILABLE, error))?;
+        let shown_redis = shown(&config.redis.url);
+
+        let model = match &real {
+            Some(_) => None,
+            None => Some(serve_script()?),
+        };
+        let mut secrets: Vec<(&'static str, OsString)> = Vec::new();
+        let provider = match (&real, &model) {
+            (Some(real), _) => {
+                if let Some(key) = &real.api_key {
+                    secrets.push(("LLM_PROVIDER", OsString::from(PROVIDER)));
+                    secrets.push(("LLM_API_KEY", OsString::from(key.expose_secret())));
+                }
+                provider_section(real)
+            }
+            (None, Some((url, _))) => scripted_section(url),
+            (None, None) => String::new(),
+        };
+        let file = folder.path().join("worker.toml");
+        let text = worker_file(&config, &program, &provider);
+        std::fs::write(&file, text).map_err(|error| Trouble::new(FAILED, format!("{}: {error}", file.display())))?;
+        let plan =
+            WorkerPlan { program, config: file, folder: folder.path().to_owned(), set: settings.set.clone(), secrets };
+        let keys = Keys::new(&config.state.prefix);
+        let workers = Workers::new(plan);
+        let mut stage =
+            Self { workers, link, config, keys, model, provider: args.provider.clone(), private, shown_redis, folder };
+        match stage.start_workers().await {
+            Ok(()) => Ok(stage),
+            Err(trouble) => {
+                stage.close(true).await;
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn start_workers(&mut self) -> Result<(), Trouble> {
+        for _ in 0..WORKERS {
+            let started = self.workers.start_one();
+            started.map_err(|error| Trouble::new(FAILED, format!("a worker cannot be started: {error}")))?;
+        }
+        let ready = self.workers.ready_by(Instant::now() + READY).await;
+        ready.map_err(|error| Trouble::new(FAILED, error))
+    }
+
+    /// The work stream.
+    pub fn stream(&self) -> &str {
+        self.config.work.streams.first().map_or("", String::as_str)
+    }
+
+    /// Whether a script answers, so that every word of an outcome is known.
+    pub fn scripted(&self) -> bool {
+        self.model.is_some()
+    }
+
+    /// Where everything is, line by line.
+    pub fn addresses(&self) -> Vec<(&'static str, String)> {
+        let redis = match &self.private {
+            Some(server) => format!("{}  private, version {}, gone when this ends", self.shown_redis, server.version()),
+            None => format!("{}  keys under {}, removed when this ends", self.shown_redis, self.config.state.prefix),
+        };
+        let model = match (&self.model, &self.provider) {
+            (Some((url, _)), _) => format!("{url}  scripted by examples/model.yaml"),
+            (None, provider) => format!("the real provider {}", provider.as_deref().unwrap_or_default()),
+        };
+        let mut lines =
+            vec![("redis", redis), ("model", model), ("tools", String::from("executor-worker mcp-demo, over stdio"))];
+        lines.extend(
+            self.workers.addresses().map(|(name, address)| ("worker", format!("{name}  http://{address}/health"))),
+        );
+        lines.push(("logs", format!("{}", self.folder.path().display())));
+        lines
+    }
+
+    /// A command that submits an example to these workers.
+    pub fn submit_command(&self, example: &str) -> String {
+        match &self.private {
+            Some(server) => format!("REDIS_ADDR={} executor-worker submit --wait examples/{example}", server.address()),
+            None => {
+                let file = self.folder.path().join("worker.toml");
+                format!("executor-worker --config {} submit --wait examples/{example}", file.display())
+            }
+        }
+    }
+
+    /// Ends everything in order. The folder stays if its logs are still of use; its path is then the answer.
+    pub async fn close(self, keep: bool) -> Option<PathBuf> {
+        let Self { workers, link, config, model, private, folder, .. } = self;
+        workers.stop();
+        if private.is_none()
+            && let Err(error) = forget(&link, &config.state.prefix).await
+        {
+            eprintln!("executor-worker: keys under {} could not be removed: {error}", config.state.prefix);
+        }
+        if let Some((_, handle)) = model {
+            handle.stop(false).await;
+        }
+        drop(private);
+        keep.then(|| folder.keep())
+    }
+}
+
+/// The provider of the workers' file.
+const PROVIDER: &str = "dev";
+
+fn serve_script() -> Result<(String, ServerHandle), Trouble> {
+    let model =
+        ScriptedModel::parse(scenario::MODEL, "examples/model.yaml").map_err(|error| Trouble::new(FAILED, error))?;
+    let listening = scripted_model::serve(Arc::new(model), (Ipv4Addr::LOCALHOST, 0))
+        .map_err(|error| Trouble::new(FAILED, format!("the scripted model cannot be served: {error}")))?;
+    let model = (listening.base_url(), listening.handle());
+    actix::spawn(listening.server);
+    Ok(model)
+}
+
+/// The provider of the user's own configuration.
+fn real_provider(settings: &Settings, name: &str) -> Result<ProviderConfig, Trouble> {
+    let config =
+        settings.config().map_err(|code| Trouble::new(code, "--provider takes a model from your configuration"))?;
+    let known = config.llm.providers.keys().cloned().collect::<Vec<_>>().join(", ");
+    let provider = config.llm.providers.get(name).cloned().ok_or_else(|| {
+        Trouble::new(WRONG_CONFIG, format!("--provider {name}: your configuration has no such provider, only {known}"))
+    })?;
+    if provider.api_key.is_none() && provider.kind == ProviderKind::Anthropic {
+        let remedy = "set LLM_API_KEY or LLM_API_KEY_FILE, or leave --provider out for the scripted model";
+        return Err(Trouble::new(WRONG_CONFIG, format!("--provider {name} has no key; {remedy}")));
+    }
+    Ok(provider)
+}
+
+fn url_of(address: &str) -> String {
+    if address.contains("://") { address.to_owned() } else { format!("redis://{address}") }
+}
+
+/// The address without what may be secret in it.
+fn shown(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(url) => match (url.host_str(), url.port()) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (Some(host), None) => host.to_owned(),
+            _ => String::from("redis"),
+        },
+        Err(_) => String::from("redis"),
+    }
+}
+
+/// The workers' file: defaults but for short leases and the places of this demo.
+fn worker_file(config: &Config, program: &Path, provider: &str) -> String {
+    format!(
+        "# Written by `executor-worker dev`; removed when it ends.\n\
+         [redis]\nurl = {url}\n\n\
+         [work]\nstreams = [{stream}]\nblock = \"500ms\"\n\n\
+         [lease]\nduration = \"{LEASE}\"\nrenew = \"150ms\"\nsweep = \"200ms\"\n\n\
+         [pool]\nsize = 16\n\n\
+         [state]\nprefix = {prefix}\n\n\
+         [retry]\ninitial = \"250ms\"\nmax = \"2s\"\n\n\
+         [llm]\ndefault = \"{PROVIDER}\"\n\n\
+         {provider}\n\
+         [mcp.servers.demo]\ncommand = {program}\nargs = [\"mcp-demo\"]\n\n\
+         [log]\nformat = \"json\"\n\n\
+         [shutdown]\ngrace = \"3s\"\n",
+        url = quoted(&config.redis.url),
+        stream = config.work.streams.iter().map(|stream| quoted(stream)).collect::<Vec<_>>().join(", "),
+        prefix = quoted(&config.state.prefix),
+        program = quoted(&program.display().to_string()),
+    )
+}
+
+fn scripted_section(url: &str) -> String {
+    // The server wants a key, as the real one does; any will do.
+    format!(
+        "[llm.providers.{PROVIDER}]\nkind = \"anthropic\"\nbase_url = {}\napi_key = \"any\"\nmodel = \"scripted\"\n",
+        quoted(url)
+    )
+}
+
+/// The user's provider without its key, which workers get by their environment.
+fn provider_section(provider: &ProviderConfig) -> String {
+    let kind = match provider.kind {
+        ProviderKind::Anthropic => "anthropic",
+        ProviderKind::Scripted => "scripted",
+    };
+    let auth = match provider.auth {
+        AuthHeader::ApiKey => "x-api-key",
+        AuthHeader::Bearer => "bearer",
+    };
+    let betas = provider.betas.iter().map(|beta| quoted(beta)).collect::<Vec<_>>().join(", ");
+    let mut text = format!(
+        "[llm.providers.{PROVIDER}]\nkind = \"{kind}\"\nauth = \"{auth}\"\nbase_url = {}\nmodel = {}\nversion = {}\n\
+         betas = [{betas}]\nmax_tokens = {}\ntimeout = \"{}\"\nconnect_timeout = \"{}\"\nconcurrency = {}\n",
+        quoted(&provider.base_url),
+        quoted(&provider.model),
+        quoted(&provider.version),
+        provider.max_tokens,
+        humantime::format_duration(provider.timeout),
+        humantime::format_duration(provider.connect_timeout),
+        provider.concurrency,
+    );
+    if let Some(script) = &provider.script {
+        let script = std::path::absolute(script).unwrap_or_else(|_| script.clone());
+        let _ = writeln!(text, "script = {}", quoted(&script.display().to_string()));
+    }
+    text
+}
+
+/// A text as TOML writes it; JSON's escapes are among TOML's.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+impl From<RedisError> for Trouble {
+    fn from(error: RedisError) -> Self {
+        Self::new(UNAVAILABLE, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_shown_without_its_password() {
+        assert_eq!(shown("redis://:secret@host:6380/2"), "host:6380");
+        assert_eq!(shown(&url_of("host:6379")), "host:6379");
+    }
+
+    #[test]
+    fn the_workers_file_is_a_configuration() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = Config::default();
+        config.state.prefix = String::from("a \"quoted\" prefix:");
+        let real = ProviderConfig { betas: vec![String::from("one")], ..ProviderConfig::default() };
+        for section in [scripted_section("http://127.0.0.1:1"), provider_section(&real)] {
+            let file = folder.path().join("worker.toml");
+            std::fs::write(&file, worker_file(&config, Path::new("/a b/worker"), &section)).expect("it can be written");
+            let settings = Settings { config: Some(file), set: vec![(String::from("worker.id"), String::from("w"))] };
+            let loaded =
+                crate::config::load::load_file(settings.config.as_deref().expect("a file")).expect("it is valid");
+            assert_eq!(loaded.config.state.prefix, config.state.prefix);
+            assert_eq!(loaded.config.llm.default, PROVIDER);
+            assert_eq!(loaded.config.mcp.servers["demo"].command.as_deref(), Some("/a b/worker"));
+        }
+    }
+}
