@@ -28,6 +28,9 @@ use crate::modes::tool::{self, ToolPlan, ToolTask};
 use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
 use crate::retry::RetryPolicy;
 
+/// The longest limit of time; a sum with a longer one might not be a moment any more.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Executes the delivered node. Never fails: whatever happens is the report's outcome.
 pub async fn run_node<P: Ports>(
     ports: &P,
@@ -207,7 +210,7 @@ impl<P: Ports> NodeRun<'_, P> {
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
     {
-        let limit = self.start + self.settings.node_timeout;
+        let limit = self.start + self.settings.node_timeout.min(LONGEST);
         self.ledger.step("state load", &self.settings.retry, limit, operation).await
     }
 }
@@ -231,7 +234,7 @@ struct Deadline {
 
 impl Deadline {
     fn of(start: Instant, item: &WorkItem, own: Option<Duration>, default: Duration) -> Result<Self, Failure> {
-        let limit = own.unwrap_or(default);
+        let limit = own.unwrap_or(default).min(LONGEST);
         let relative = Self { at: start + limit, limit: Some(limit) };
         let Some(moment) = item.deadline else {
             return Ok(relative);

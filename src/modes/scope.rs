@@ -11,8 +11,9 @@ use serde_json::{Map, Value};
 use crate::domain::state::{NodeStatus, NodeView};
 use crate::modes::template::TemplateError;
 
-/// Instructions one expression may execute; a loop over some thousand list members fits.
-const FUEL: u64 = 200_000;
+/// What one expression may use. One unit pays for an instruction, for two list members that a filter walks, or for
+/// 64 bytes that an operator or filter makes (4 bytes of JSON), so this is 64 MB of memory and well below a second.
+const FUEL: u64 = 1_000_000;
 
 /// The deepest nesting a rendered value may have: consumers' JSON readers stop at 128, and the value is wrapped.
 pub(super) const MAX_DEPTH: usize = 100;

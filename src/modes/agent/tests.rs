@@ -1,3 +1,5 @@
+//! The rules of the agent loop, one a test, with a scripted model and scripted tools.
+
 use std::time::Duration;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The rules of one execution from delivery to report, one a test.
+
 use super::*;
 use crate::domain::tool::ToolOutput;
 use crate::modes::scripted_ports::{LlmAct, Script, code, delivery, failure, output, says, settings, text_output};
@@ -186,6 +188,13 @@ async fn the_earliest_limit_of_time_ends_the_node_and_is_named() {
     );
     let (code, took) = run(json!({"config": config("5s"), "deadline": soon})).await;
     assert_eq!((code.as_str(), took), ("timeout", Duration::from_secs(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_beyond_all_time_is_no_fault() {
+    let mut config = echoing(json!({}));
+    config["timeout"] = json!(1e19);
+    assert_eq!(output(&echo_script().run(config).await), json!({}));
 }
 
 #[tokio::test(start_paused = true)]
