@@ -1,24 +1,63 @@
-//! LeaseKeeper: renews what this process holds and takes over what dead workers held. It has a thread and a
-//! connection of its own, so that neither a busy executor nor a slow command lets a lease expire.
+//! LeaseKeeper: renews what this process holds, on a thread and a connection of its own, so that neither a busy
+//! executor nor a slow command lets a lease expire. Its contact with Redis is the [`Gate`] of every takeover.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actix::fut::ActorFutureExt as _;
 use actix::{Actor, ActorContext as _, AsyncContext as _, Context, WrapFuture as _};
-use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::InFlight;
-use crate::actors::messages::TakenOver;
-use crate::actors::reader::StreamReader;
-use crate::actors::supervise::{DeathWatch, Post};
+use crate::actors::supervise::DeathWatch;
 use crate::clients::redis::{Leases, RedisError, Renewal};
-use crate::health::Health;
 use crate::metrics::Metrics;
 
-/// Entries taken over in one go at the most.
-const BATCH: usize = 64;
+/// Whether expired leases of others may be taken over.
+///
+/// A worker that was away itself must not take its neighbours' work: their renewals may only be late for the same
+/// reason, be it a paused Redis, a cut network or a stopped machine. One full lease of unbroken contact proves that
+/// they had their chance.
+#[derive(Debug)]
+pub struct Gate {
+    lease: Duration,
+    contact: Mutex<Option<Contact>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Contact {
+    since: Instant,
+    last: Instant,
+}
+
+impl Gate {
+    /// A gate for leases of this length; closed.
+    pub fn new(lease: Duration) -> Self {
+        Self { lease, contact: Mutex::new(None) }
+    }
+
+    fn answered(&self, now: Instant) {
+        let mut contact = self.contact.lock().expect("nobody panics while holding the contact");
+        let since = match *contact {
+            Some(Contact { since, last }) if now.duration_since(last) < self.lease / 2 => since,
+            // The first answer, or the first after a silence that others may have suffered too.
+            _ => now,
+        };
+        *contact = Some(Contact { since, last: now });
+    }
+
+    fn broke(&self) {
+        *self.contact.lock().expect("nobody panics while holding the contact") = None;
+    }
+
+    /// Whether contact has lasted for a full lease and is fresh.
+    pub fn open(&self, now: Instant) -> bool {
+        let contact = *self.contact.lock().expect("nobody panics while holding the contact");
+        contact.is_some_and(|Contact { since, last }| {
+            now.duration_since(since) >= self.lease && now.duration_since(last) < self.lease / 2
+        })
+    }
+}
 
 /// What keeping leases needs.
 pub struct LeaseDeps {
@@ -26,26 +65,12 @@ pub struct LeaseDeps {
     pub connect: Box<dyn Fn() -> Leases + Send + Sync>,
     /// The entries held.
     pub in_flight: InFlight,
-    /// One permit a node that may run.
-    pub permits: Arc<Semaphore>,
-    /// Held while entries change hands.
-    pub claiming: Arc<Mutex<()>>,
-    /// Who starts what is taken over.
-    pub reader: Post<StreamReader>,
-    /// The streams.
-    pub streams: Vec<Arc<str>>,
-    /// How long a lease lasts.
-    pub duration: Duration,
+    /// What the contact opens.
+    pub gate: Arc<Gate>,
     /// How often leases are renewed.
     pub renew: Duration,
-    /// How often expired ones are looked for.
-    pub sweep: Duration,
-    /// What the worker knows about itself.
-    pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Cancelled when nothing is taken over any more; renewing goes on.
-    pub draining: CancellationToken,
     /// Cancelled when leases end.
     pub stop: CancellationToken,
 }
@@ -73,69 +98,30 @@ impl Actor for LeaseKeeper {
     }
 }
 
-/// Since when Redis has answered without a gap.
-#[derive(Debug, Default)]
-struct Contact {
-    since: Option<Instant>,
-    failed: bool,
-}
-
-impl Contact {
-    fn answered(&mut self, now: Instant) {
-        self.since.get_or_insert(now);
-        if std::mem::take(&mut self.failed) {
-            tracing::info!("leases are renewed again");
-        }
-    }
-
-    fn broke(&mut self, error: &RedisError) {
-        self.since = None;
-        if !std::mem::replace(&mut self.failed, true) {
-            tracing::warn!(%error, "renewing leases failed, trying on");
-        }
-    }
-
-    /// A worker that was away itself must not take its neighbours' work: their renewals may only be late for the
-    /// same reason. One full lease of contact proves that they had their chance.
-    fn proven(&self, now: Instant, lease: Duration) -> bool {
-        self.since.is_some_and(|since| now.duration_since(since) >= lease)
-    }
-}
-
 async fn keep_until_stopped(deps: &LeaseDeps) {
     let leases = (deps.connect)();
-    let mut contact = Contact::default();
-    let mut next_sweep = Instant::now();
-    // Short leases in tests and demos ask for short ticks.
-    let mut ticks = tokio::time::interval(deps.renew.min(deps.sweep));
+    let mut failing = false;
+    let mut ticks = tokio::time::interval(deps.renew);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last_tick = Instant::now();
     loop {
         tokio::select! {
             () = deps.stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let now = Instant::now();
-        if now.duration_since(last_tick) > deps.duration {
-            // The process was stopped or starved for longer than a lease: its contact is not proven any more.
-            contact.since = None;
-        }
-        last_tick = now;
         match renew(deps, &leases).await {
-            Ok(()) => contact.answered(Instant::now()),
+            Ok(()) => {
+                deps.gate.answered(Instant::now());
+                if std::mem::take(&mut failing) {
+                    tracing::info!("leases are renewed again");
+                }
+            }
             Err(error) => {
-                contact.broke(&error);
-                continue;
+                deps.gate.broke();
+                // One line an outage, not one a tick.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "renewing leases failed, trying on");
+                }
             }
-        }
-        if Instant::now() >= next_sweep && !deps.draining.is_cancelled() {
-            let proven = contact.proven(Instant::now(), deps.duration);
-            if let Err(error) = sweep(deps, &leases, proven).await
-                && !matches!(error, RedisError::NoGroup)
-            {
-                contact.broke(&error);
-            }
-            next_sweep = Instant::now() + deps.sweep.mul_f64(0.9 + fastrand::f64() * 0.2);
         }
     }
 }
@@ -154,52 +140,31 @@ async fn renew(deps: &LeaseDeps, leases: &Leases) -> Result<(), RedisError> {
     Ok(())
 }
 
-async fn sweep(deps: &LeaseDeps, leases: &Leases, expired_too: bool) -> Result<(), RedisError> {
-    for stream in &deps.streams {
-        let _claiming = deps.claiming.lock().await;
-        if deps.health.holds_results() || deps.draining.is_cancelled() {
-            return Ok(());
-        }
-        let free = deps.permits.available_permits().min(BATCH);
-        let Ok(mut permits) = Arc::clone(&deps.permits).try_acquire_many_owned(u32::try_from(free).unwrap_or(0)) else {
-            continue;
-        };
-        if permits.num_permits() == 0 {
-            continue;
-        }
-        let running = deps.in_flight.ids(stream);
-        let entries = leases.claim(stream, &running, permits.num_permits(), expired_too).await?;
-        if entries.is_empty() {
-            continue;
-        }
-        tracing::info!(stream = %stream, entries = entries.len(), "taking work over");
-        let entries = entries
-            .into_iter()
-            .map(|entry| (entry, permits.split(1).expect("no more entries than permits are asked for")))
-            .collect();
-        let Some(reader) = deps.reader.addr() else { continue };
-        // Waiting for the reader to take them in keeps the pass over unheld entries out until they are held.
-        if reader.send(TakenOver { entries }).await.is_err() {
-            tracing::warn!("the reader is away, the entries stay for a later pass");
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LEASE: Duration = Duration::from_secs(60);
+
     #[test]
     fn takeover_needs_one_full_lease_of_contact() {
-        let (start, lease) = (Instant::now(), Duration::from_secs(60));
-        let mut contact = Contact::default();
-        assert!(!contact.proven(start + lease, lease), "no contact yet");
-        contact.answered(start);
-        contact.answered(start + lease / 2);
-        assert!(!contact.proven(start + lease / 2, lease));
-        assert!(contact.proven(start + lease, lease));
-        contact.broke(&RedisError::TimedOut { limit: lease });
-        assert!(!contact.proven(start + lease * 2, lease));
+        let (gate, start) = (Gate::new(LEASE), Instant::now());
+        assert!(!gate.open(start + LEASE), "no contact yet");
+        for tenth in 0..=10 {
+            gate.answered(start + LEASE * tenth / 10);
+            assert_eq!(gate.open(start + LEASE * tenth / 10), tenth == 10);
+        }
+        gate.broke();
+        assert!(!gate.open(start + LEASE));
+    }
+
+    #[test]
+    fn a_silence_without_an_error_begins_the_contact_anew() {
+        let (gate, start) = (Gate::new(LEASE), Instant::now());
+        gate.answered(start);
+        let woken = start + LEASE * 3;
+        assert!(!gate.open(woken), "a stale contact proves nothing");
+        gate.answered(woken);
+        assert!(!gate.open(woken), "others may have slept as well");
     }
 }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use actix::Message;
 use jiff::Timestamp;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::Custody;
@@ -17,14 +16,6 @@ use crate::domain::state::Snapshot;
 use crate::domain::tool::{ToolOutput, ToolSpec};
 use crate::domain::work::Delivery;
 use crate::ports::{LlmRequest, Opened, ToolCall, Wanted};
-
-/// LeaseKeeper → StreamReader: entries taken over from a worker that died or stopped, each with its permit.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct TakenOver {
-    /// The entries.
-    pub entries: Vec<(RawEntry, OwnedSemaphorePermit)>,
-}
 
 /// StreamReader → NodeExecutor: run this.
 #[derive(Message)]

@@ -1,17 +1,18 @@
-//! StreamReader: takes permits, reads at most that many entries, and hands each to the pool with its permit.
-//! Also starts again what is pending under our own name but held by nobody here.
+//! StreamReader: the one way in. Takes permits, takes over or reads at most that many entries, and hands each to the
+//! pool with its permit. Entries never change hands beside it, so nothing can be seen twice or half way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::fut::ActorFutureExt as _;
-use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, WrapFuture as _};
+use actix::{Actor, ActorContext as _, AsyncContext as _, Context, WrapFuture as _};
 use jiff::Timestamp;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::{Custody, InFlight};
-use crate::actors::messages::{DeadLetter, Execute, NodeFinished, TakenOver};
+use crate::actors::lease::Gate;
+use crate::actors::messages::{DeadLetter, Execute, NodeFinished};
 use crate::actors::pool::ExecutorPool;
 use crate::actors::publisher::Publisher;
 use crate::actors::supervise::{DeathWatch, Post};
@@ -28,6 +29,8 @@ const BATCH: usize = 256;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Work goes on at most this long after Redis is back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked for entries that were handed back: nobody died, so nothing has to be waited for.
+const RELEASED_ROUND: Duration = Duration::from_secs(1);
 /// How often it is looked whether Redis takes results again.
 const HOLD_PAUSE: Duration = Duration::from_millis(50);
 
@@ -35,10 +38,10 @@ const HOLD_PAUSE: Duration = Duration::from_millis(50);
 pub struct ReaderDeps {
     /// Opens a connection of the reader's own.
     pub connect: Box<dyn Fn() -> WorkStreams + Send + Sync>,
-    /// The lease scripts, for entries that are ours and held by nobody.
+    /// The lease scripts, for entries that change hands.
     pub leases: Leases,
-    /// Held while entries change hands, so that the pass over our own never sees one that was just claimed.
-    pub claiming: Arc<Mutex<()>>,
+    /// Whether expired leases may be taken over.
+    pub gate: Arc<Gate>,
     /// The entries held.
     pub in_flight: InFlight,
     /// One permit a node that may run.
@@ -53,7 +56,7 @@ pub struct ReaderDeps {
     pub max_item_bytes: usize,
     /// Dead processes after which an item is poison.
     pub max_crashes: u32,
-    /// How often entries that are ours and unheld are looked for.
+    /// How often expired leases are looked for.
     pub sweep: Duration,
     /// The worker's name, for dead letters.
     pub worker_id: String,
@@ -94,25 +97,14 @@ impl Actor for StreamReader {
     }
 }
 
-impl Handler<TakenOver> for StreamReader {
-    type Result = ();
-
-    fn handle(&mut self, TakenOver { entries }: TakenOver, _: &mut Self::Context) {
-        for (entry, custody) in entries {
-            self.deps.metrics.taken_over.inc();
-            self.deps.accept(entry, custody);
-        }
-    }
-}
-
 async fn read_until_stopped(deps: &ReaderDeps) {
     let mut streams = (deps.connect)();
     let mut failures = 0;
-    let mut next_sweep = Instant::now();
+    let mut rounds = Rounds::default();
     let mut prepared = false;
     while !deps.stop.is_cancelled() {
         deps.health.reader_moved();
-        match turn(deps, &mut streams, &mut prepared, &mut next_sweep).await {
+        match turn(deps, &mut streams, &mut prepared, &mut rounds).await {
             Ok(()) => {
                 if failures > 0 {
                     tracing::info!(failures, "redis answers again");
@@ -142,29 +134,52 @@ async fn read_until_stopped(deps: &ReaderDeps) {
     }
 }
 
-/// One turn of the loop: groups, entries that are ours and unheld, permits, one read.
+/// When it is looked next for entries that change hands.
+#[derive(Debug, Default)]
+struct Rounds {
+    released: Option<Instant>,
+    expired: Option<Instant>,
+}
+
+impl Rounds {
+    /// Whether the moment has come; a due round is due again after `every`.
+    fn due(next: &mut Option<Instant>, every: Duration) -> bool {
+        let now = Instant::now();
+        let due = next.is_none_or(|next| now >= next);
+        if due {
+            *next = Some(now + every);
+        }
+        due
+    }
+}
+
+/// One turn of the loop: groups, permits, entries that change hands, one read.
 async fn turn(
     deps: &ReaderDeps,
     streams: &mut WorkStreams,
     prepared: &mut bool,
-    next_sweep: &mut Instant,
+    rounds: &mut Rounds,
 ) -> Result<(), RedisError> {
     if !*prepared {
         streams.ensure_groups().await?;
         *prepared = true;
         deps.health.groups_ready(true);
-        *next_sweep = Instant::now();
-    }
-    if Instant::now() >= *next_sweep {
-        deps.adopt_stranded().await?;
-        *next_sweep = Instant::now() + deps.sweep;
+        *rounds = Rounds::default();
     }
     if deps.health.holds_results() {
         // Redis does not take results: what it would hand out now could not be settled either.
         tokio::time::sleep(HOLD_PAUSE).await;
         return Ok(());
     }
-    let Some(mut permits) = deps.permits(*next_sweep).await else { return Ok(()) };
+    let Some(mut permits) = deps.permits().await else { return Ok(()) };
+    if Rounds::due(&mut rounds.released, deps.sweep.min(RELEASED_ROUND)) {
+        // A fleet that lost a worker should not look for its work in one instant.
+        let expired = Rounds::due(&mut rounds.expired, deps.sweep.mul_f64(0.9 + fastrand::f64() * 0.2));
+        deps.take_over(&mut permits, expired && deps.gate.open(Instant::now())).await?;
+        if permits.num_permits() == 0 {
+            return Ok(());
+        }
+    }
     let entries = streams.read(permits.num_permits()).await?;
     deps.health.reader_moved();
     for entry in entries {
@@ -175,13 +190,12 @@ async fn turn(
 }
 
 impl ReaderDeps {
-    /// At least one permit, more if they are free; none when it is time for something else.
-    async fn permits(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
-        let pause = until.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+    /// At least one permit, more if they are free; none when the worker stops or the pool stays full.
+    async fn permits(&self) -> Option<OwnedSemaphorePermit> {
         let mut permits = tokio::select! {
             () = self.stop.cancelled() => return None,
             // A full pool is no standstill: the loop comes round to show that it moves.
-            () = tokio::time::sleep(pause) => return None,
+            () = tokio::time::sleep(Duration::from_secs(1)) => return None,
             permit = Arc::clone(&self.permits).acquire_owned() => permit.expect("the semaphore is never closed"),
         };
         let more = self.permits.available_permits().min(BATCH - 1);
@@ -191,29 +205,38 @@ impl ReaderDeps {
         Some(permits)
     }
 
-    /// Starts again what is pending under our name and held by nobody here: an answer to a read that was lost on
-    /// the way, or an item whose actor died with it.
-    async fn adopt_stranded(&self) -> Result<(), RedisError> {
+    /// Starts what is pending under our name and held by nobody here (an answer to a read that was lost on the way,
+    /// an item whose actor died with it), what was handed back, and, with `expired`, what dead workers held.
+    async fn take_over(&self, permits: &mut OwnedSemaphorePermit, expired: bool) -> Result<(), RedisError> {
         for stream in &self.streams {
-            let _claiming = self.claiming.lock().await;
-            let free = self.permits.available_permits().min(BATCH);
-            let Ok(mut permits) = Arc::clone(&self.permits).try_acquire_many_owned(u32::try_from(free).unwrap_or(0))
-            else {
-                continue;
-            };
+            let running = self.in_flight.ids(stream);
+            let stranded = self.leases.stranded(stream, &running, permits.num_permits()).await?;
+            if !stranded.is_empty() {
+                tracing::info!(stream = %stream, entries = stranded.len(), "entries of ours were held by nobody");
+            }
+            self.accept_all(stranded, permits);
             if permits.num_permits() == 0 {
-                continue;
+                return Ok(());
             }
-            let entries = self.leases.stranded(stream, &self.in_flight.ids(stream), permits.num_permits()).await?;
-            if !entries.is_empty() {
-                tracing::info!(stream = %stream, entries = entries.len(), "entries of ours were held by nobody");
+            let running = self.in_flight.ids(stream);
+            let claimed = self.leases.claim(stream, &running, permits.num_permits(), expired).await?;
+            if !claimed.is_empty() {
+                tracing::info!(stream = %stream, entries = claimed.len(), "work of other workers is taken over");
+                self.metrics.taken_over.inc_by(claimed.len() as u64);
             }
-            for entry in entries {
-                let permit = permits.split(1).expect("no more entries than permits are asked for");
-                self.accept(entry, permit);
+            self.accept_all(claimed, permits);
+            if permits.num_permits() == 0 {
+                return Ok(());
             }
         }
         Ok(())
+    }
+
+    fn accept_all(&self, entries: Vec<RawEntry>, permits: &mut OwnedSemaphorePermit) {
+        for entry in entries {
+            let permit = permits.split(1).expect("no more entries than permits are asked for");
+            self.accept(entry, permit);
+        }
     }
 
     /// Takes one entry into custody and sends it on its way.

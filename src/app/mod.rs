@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use actix::{Actor as _, Arbiter, System};
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::InFlight;
 use crate::actors::executor::{ExecutorDeps, NodeExecutor};
 use crate::actors::handles::{Handles, StoreHandle};
-use crate::actors::lease::{LeaseDeps, LeaseKeeper};
+use crate::actors::lease::{Gate, LeaseDeps, LeaseKeeper};
 use crate::actors::pool::ExecutorPool;
 use crate::actors::progress::{ProgressLog, write_until_closed};
 use crate::actors::publisher::{Publisher, PublisherDeps};
@@ -116,7 +116,7 @@ impl Worker {
         let streams: Vec<Arc<str>> = config.work.streams.iter().map(|stream| Arc::from(stream.as_str())).collect();
         let permits = Arc::new(Semaphore::new(config.pool.size.get()));
         let in_flight = InFlight::new(metrics.in_flight.clone());
-        let claiming = Arc::new(Mutex::new(()));
+        let gate = Arc::new(Gate::new(config.lease.duration));
         let link = Link::new(&config.redis)?;
         let leases = new_leases(&config, &link, &keys, &consumer);
 
@@ -192,12 +192,12 @@ impl Worker {
                 })
             },
             leases: leases.clone(),
-            claiming: Arc::clone(&claiming),
+            gate: Arc::clone(&gate),
             in_flight: in_flight.clone(),
             permits: Arc::clone(&permits),
             pool: ExecutorPool::new(executors),
             publisher,
-            streams: streams.clone(),
+            streams,
             max_item_bytes: config.limits.item.get(),
             max_crashes: config.work.max_crashes.get(),
             sweep: config.lease.sweep(),
@@ -208,7 +208,7 @@ impl Worker {
             stopped: phases.drained.clone(),
         });
         refuse_eviction(link.clone()).await?;
-        let reader = supervise("reader", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+        supervise("reader", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
             StreamReader::new(Arc::clone(&reader_deps), watch).start()
         });
 
@@ -221,16 +221,9 @@ impl Worker {
                 })
             },
             in_flight: in_flight.clone(),
-            permits: Arc::clone(&permits),
-            claiming,
-            reader,
-            streams,
-            duration: config.lease.duration,
+            gate,
             renew: config.lease.renew(),
-            sweep: config.lease.sweep(),
-            health: Arc::clone(&health),
             metrics: Arc::clone(&metrics),
-            draining: phases.drain.clone(),
             stop: phases.end.clone(),
         });
         let lease_arbiter = Arbiter::new();
