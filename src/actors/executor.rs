@@ -1,5 +1,5 @@
 //! NodeExecutor: runs one node from beginning to end and hands what came of it to the Publisher.
-//! What running means is [`run_node`]'s; a panic there is an outcome like any other.
+//! What running means is [`run_node()`]'s; a panic there is an outcome like any other.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

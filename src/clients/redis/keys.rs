@@ -22,7 +22,7 @@ impl Keys {
         self.join("state:", graph.as_str())
     }
 
-    /// The records of the graph's runs, see [`super::record`].
+    /// The records of the graph's runs.
     pub fn done(&self, graph: &GraphId) -> String {
         self.join("done:", graph.as_str())
     }

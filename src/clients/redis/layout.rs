@@ -1,16 +1,11 @@
 //! The two layouts of a state as text: taking the wanted parts out of it, and putting a node state into a document.
 //! Nothing is decoded that is not asked for, and what is not ours keeps its bytes. No I/O.
 
-use std::fmt::Write as _;
-use std::marker::PhantomData;
-
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::clients::redis::members;
 use crate::domain::state::{NodeView, Snapshot};
-use crate::domain::work::Delivery;
 use crate::ports::Wanted;
 
 /// What the fields of nodes begin with in the hash layout.
@@ -198,63 +193,9 @@ fn place(whole: &str, part: &str) -> std::ops::Range<usize> {
     start..start + part.len()
 }
 
-fn quoted(text: &str) -> String {
+/// A JSON string.
+pub(super) fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("a string is JSON")
-}
-
-/// The parts of a state that is created for an item with `config` and `inputs`.
-pub(super) struct Creation {
-    graph: String,
-    inputs: String,
-    at: String,
-}
-
-impl Creation {
-    /// What the item brings along, if that is enough for a state.
-    pub(super) fn of(delivery: &Delivery) -> Option<Self> {
-        let item = &delivery.item;
-        let (config, inputs) = (item.config.as_ref()?, item.inputs.as_ref()?);
-        let node = quoted(item.node_id.as_str());
-        let graph = format!(
-            r#"{{"nodes":{{{node}:{{"id":{node},"config":{}}}}},"edges":[],"entry_node":{node}}}"#,
-            config.get()
-        );
-        let inputs = serde_json::to_string(inputs).expect("inputs have string keys");
-        Some(Self { graph, inputs, at: quoted(&jiff::Timestamp::now().to_string()) })
-    }
-
-    /// The fields and values of a hash. The graph's status is its orchestrator's to write.
-    pub(super) fn hash(self, delivery: &Delivery) -> Vec<(String, String)> {
-        let meta = format!(
-            r#"{{"created_at":{},"created_by":{},"work_id":{}}}"#,
-            self.at,
-            quoted(&delivery.token.consumer),
-            quoted(delivery.work_id.as_str())
-        );
-        let mut fields = vec![
-            (String::from("graph"), self.graph),
-            (String::from("inputs"), self.inputs),
-            (String::from("meta"), meta),
-        ];
-        fields.extend(delivery.item.node_states.iter().map(|(id, state)| (format!("{NODE}{id}"), state.to_string())));
-        fields
-    }
-
-    /// The document.
-    pub(super) fn document(self, delivery: &Delivery) -> String {
-        let item = &delivery.item;
-        let mut document = String::with_capacity(self.graph.len() + self.inputs.len() + 256);
-        let _ = write!(
-            document,
-            r#"{{"graph_id":{},"graph":{},"inputs":{},"node_states":{},"submitted_at":{}}}"#,
-            quoted(item.graph_id.as_str()),
-            self.graph,
-            self.inputs,
-            serde_json::to_string(&item.node_states).expect("node states have string keys"),
-            self.at
-        );
-        document
-    }
 }
 
 fn utf8<'a>(value: &'a [u8], field: &str) -> Result<&'a str, Corrupt> {
@@ -278,8 +219,7 @@ fn graph_nodes<'a>(graph: &'a str, field: &str) -> Result<Option<&'a RawValue>, 
 fn node_config(graph: &str, node: &str, field: &str) -> Result<Option<String>, Corrupt> {
     let Some(nodes) = graph_nodes(graph, field)? else { return Ok(None) };
     let own = if nodes.get().starts_with('[') {
-        let mut deserializer = serde_json::Deserializer::from_str(nodes.get());
-        deserializer.deserialize_seq(Listed(node)).map_err(|error| Corrupt::json(field, &error))?
+        members::by_id(nodes.get(), node).map_err(|error| Corrupt::json(field, &error))?
     } else {
         members(nodes.get(), field, |id| id == node)?.pop().map(|(_, own)| own)
     };
@@ -294,86 +234,13 @@ fn members<'a>(
     field: &str,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<(String, &'a RawValue)>, Corrupt> {
-    let mut deserializer = serde_json::Deserializer::from_str(object);
-    let found = deserializer.deserialize_map(Members { wanted, borrow: PhantomData });
-    found.and_then(|found| deserializer.end().map(|()| found)).map_err(|error| Corrupt::json(field, &error))
-}
-
-struct Members<'a, F> {
-    wanted: F,
-    borrow: PhantomData<&'a str>,
-}
-
-impl<'a, F: Fn(&str) -> bool> Visitor<'a> for Members<'a, F> {
-    type Value = Vec<(String, &'a RawValue)>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = Vec::new();
-        while let Some(name) = map.next_key_seed(Name(&self.wanted))? {
-            match name {
-                Some(name) => found.push((name, map.next_value()?)),
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// A member's name, copied only if it is wanted.
-struct Name<'f, F>(&'f F);
-
-impl<'a, F: Fn(&str) -> bool> DeserializeSeed<'a> for Name<'_, F> {
-    type Value = Option<String>;
-
-    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl<F: Fn(&str) -> bool> Visitor<'_> for Name<'_, F> {
-    type Value = Option<String>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a name")
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok((self.0)(name).then(|| String::from(name)))
-    }
-}
-
-/// The last object of a list whose `id` is this.
-struct Listed<'n>(&'n str);
-
-impl<'a> Visitor<'a> for Listed<'_> {
-    type Value = Option<&'a RawValue>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a list of nodes")
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        #[derive(Deserialize)]
-        struct Id {
-            id: Option<Value>,
-        }
-        let mut found = None;
-        while let Some(node) = list.next_element::<&'a RawValue>()? {
-            let id = serde_json::from_str::<Id>(node.get()).ok().and_then(|node| node.id);
-            if id.as_ref().and_then(Value::as_str) == Some(self.0) {
-                found = Some(node);
-            }
-        }
-        Ok(found)
-    }
+    members::of_object(object, wanted).map_err(|error| Corrupt::json(field, &error))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn wanted(nodes: &[&str]) -> Wanted {

@@ -3,6 +3,7 @@
 //! Every write that matters is a server-side script that first checks the ownership token, a pair of consumer name
 //! and delivery count; see `scripts/owned.lua`. JSON is never decoded in a script, and every key stands in KEYS.
 
+mod creation;
 mod dead_letters;
 mod error;
 mod events;
@@ -13,6 +14,7 @@ mod layout;
 mod lease;
 mod letter;
 mod link;
+mod members;
 mod record;
 mod registry;
 mod reply;

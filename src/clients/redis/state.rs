@@ -6,9 +6,10 @@ use std::sync::{Arc, LazyLock};
 
 use redis::{Cmd, Pipeline, Value};
 
+use crate::clients::redis::creation::Creation;
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
-use crate::clients::redis::layout::{self, Corrupt, Creation, Found};
+use crate::clients::redis::layout::{self, Corrupt, Found};
 use crate::clients::redis::link::Link;
 use crate::clients::redis::reply::{self, Word};
 use crate::clients::redis::script::Script;

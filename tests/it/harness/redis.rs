@@ -121,7 +121,7 @@ impl RedisServer {
             redis::cmd("CONFIG").arg("GET").arg("dir").query(&mut connection)
         };
         let dir = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
-        ask().is_ok_and(|answer| answer.get(1).is_some_and(|found| std::path::Path::new(found) == dir))
+        ask().is_ok_and(|answer| answer.get(1).is_some_and(|found| dir.as_os_str() == found.as_str()))
     }
 
     /// Ends the server. The keeper removes the folder, unless told not to, for nobody drops the shared server.
