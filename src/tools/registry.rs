@@ -1,6 +1,7 @@
 //! Functions of this process that a node can call as tools. Registering one takes a name, an argument type and an
 //! async function. What a panic in a function means is its caller's to say, not decided here.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -127,17 +128,14 @@ impl Registry {
     }
 
     /// Calls a function. Dropping the future cancels the call.
-    pub fn call(
+    pub async fn call(
         &self,
         name: &str,
-        arguments: &Arguments,
+        arguments: impl Borrow<Arguments> + Send,
         context: &CallContext,
-    ) -> impl Future<Output = Result<ToolOutput, Failure>> + Send + 'static {
-        let started = match self.functions.get(name) {
-            Some(function) => (function.run)(arguments, context),
-            None => Err(self.unknown(name)),
-        };
-        async move { started?.await }
+    ) -> Result<ToolOutput, Failure> {
+        let function = self.functions.get(name).ok_or_else(|| self.unknown(name))?;
+        (function.run)(arguments.borrow(), context)?.await
     }
 
     fn unknown(&self, name: &str) -> Failure {
@@ -249,6 +247,14 @@ mod tests {
         let failure = registry().call("repaet", &Arguments::new(), &context()).await.expect_err("unknown");
         assert_eq!((failure.category, &*failure.code), (Category::Configuration, "unknown_tool"));
         assert!(failure.message.contains("did you mean `repeat`?"));
+    }
+
+    #[test]
+    fn a_call_may_move_between_threads_with_its_arguments_lent_or_given() {
+        fn is_send<T: Send>(_: T) {}
+        let (registry, context) = (registry(), context());
+        is_send(registry.call("repeat", &Arguments::new(), &context));
+        is_send(registry.call("repeat", Arguments::new(), &context));
     }
 
     #[test]

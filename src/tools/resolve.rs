@@ -1,1 +1,410 @@
-//! How the names that a node writes find their tools.
+//! How the names that a node writes find their tools, and what those tools are called before a model. Pure: lists
+//! come in, a list goes out; asking servers for their tools happens elsewhere.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::McpServerConfig;
+use crate::domain::node::nearest;
+use crate::domain::outcome::Failure;
+use crate::domain::tool::{ToolSpec, ToolTarget};
+use crate::tools::registry::is_model_name;
+
+/// The longest name that every model accepts.
+const MAX_NAME: usize = 64;
+
+/// The tools of one server.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    /// The server by its configured name.
+    pub server: String,
+    /// What it offers and its configuration allows.
+    pub tools: Arc<Vec<ToolSpec>>,
+}
+
+/// A bare name that several places offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collision {
+    /// The name as the node wrote it.
+    pub name: String,
+    /// Where it leads.
+    pub chosen: ToolTarget,
+    /// Where else it could have led.
+    pub others: Vec<ToolTarget>,
+}
+
+impl fmt::Display for Collision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = |target: &ToolTarget| target.server.clone().unwrap_or_else(|| String::from("the built-in tools"));
+        let others: Vec<String> = self.others.iter().map(place).collect();
+        write!(f, "`{}` of {} hides the one of {}", self.name, place(&self.chosen), others.join(", "))
+    }
+}
+
+/// What patterns found.
+#[derive(Debug, Clone, Default)]
+pub struct Resolution {
+    /// Each tool once, in the order of the patterns, under the name that a model sees.
+    pub tools: Vec<ToolSpec>,
+    /// Bare names that were ambiguous; the caller reports each once.
+    pub collisions: Vec<Collision>,
+}
+
+/// Finds the tools that `patterns` name: `tool`, `server/tool`, `server/*`, `*`; a `*` may stand for any part of a
+/// tool's name. A bare name leads to the first server that offers it, in the order given, and to the registry last.
+pub fn resolve(catalogs: &[Catalog], registry: &[ToolSpec], patterns: &[String]) -> Result<Resolution, Failure> {
+    let places = Places { catalogs, registry };
+    let mut chosen = Vec::new();
+    let mut seen = HashSet::new();
+    let mut collisions = Vec::new();
+    for pattern in patterns {
+        let found = places.matching(pattern);
+        let Some(first) = found.first() else { return Err(places.unknown(pattern)) };
+        if pattern.contains('*') {
+            chosen.extend(found.iter().filter(|tool| seen.insert(**tool)));
+            continue;
+        }
+        if seen.insert(*first) {
+            chosen.push(*first);
+        }
+        let mut others: Vec<ToolTarget> =
+            found.iter().filter(|tool| tool.server != first.server).map(Found::target).collect();
+        others.dedup();
+        let collision = Collision { name: pattern.clone(), chosen: first.target(), others };
+        if !collision.others.is_empty() && !collisions.contains(&collision) {
+            collisions.push(collision);
+        }
+    }
+    let names = model_names(&chosen);
+    let tools =
+        chosen.iter().zip(names).map(|(tool, name)| ToolSpec { name, target: tool.target(), ..tool.spec.clone() });
+    Ok(Resolution { tools: tools.collect(), collisions })
+}
+
+/// Whether a server's configuration allows one of its tools: in `allow` or that is empty, and not in `deny`.
+pub fn allowed(config: &McpServerConfig, tool: &str) -> bool {
+    let listed = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, tool));
+    (config.allow.is_empty() || listed(&config.allow)) && !listed(&config.deny)
+}
+
+/// Whether a name fits a pattern in which `*` stands for any run of characters, also none.
+fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    // The earliest place for each part leaves the most room for those that follow.
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+/// A tool and where it was found; the same tool is equal to itself however often a server lists it.
+#[derive(Debug, Clone, Copy)]
+struct Found<'a> {
+    server: Option<&'a str>,
+    spec: &'a ToolSpec,
+}
+
+impl Found<'_> {
+    fn name(&self) -> &str {
+        &self.spec.target.name
+    }
+
+    fn target(&self) -> ToolTarget {
+        ToolTarget { server: self.server.map(str::to_owned), name: self.name().to_owned() }
+    }
+}
+
+impl PartialEq for Found<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.server, self.name()) == (other.server, other.name())
+    }
+}
+
+impl Eq for Found<'_> {}
+
+impl std::hash::Hash for Found<'_> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (self.server, self.name()).hash(state);
+    }
+}
+
+struct Places<'a> {
+    catalogs: &'a [Catalog],
+    registry: &'a [ToolSpec],
+}
+
+impl<'a> Places<'a> {
+    /// Everything there is, in the order of resolution.
+    fn all(&self) -> impl Iterator<Item = Found<'a>> + use<'a> {
+        let catalogs = self.catalogs.iter().flat_map(Self::of);
+        catalogs.chain(self.registry.iter().map(|spec| Found { server: None, spec }))
+    }
+
+    fn of(catalog: &'a Catalog) -> impl Iterator<Item = Found<'a>> {
+        catalog.tools.iter().map(|spec| Found { server: Some(&catalog.server), spec })
+    }
+
+    fn matching(&self, pattern: &str) -> Vec<Found<'a>> {
+        if let Some((server, name)) = pattern.split_once('/')
+            && let Some(catalog) = self.catalogs.iter().find(|catalog| catalog.server == server)
+        {
+            return Self::of(catalog).filter(|tool| matches(name, tool.name())).collect();
+        }
+        // The name of a tool may have a slash of its own.
+        self.all().filter(|tool| matches(pattern, tool.name())).collect()
+    }
+
+    fn unknown(&self, pattern: &str) -> Failure {
+        let message = if pattern.contains('*') {
+            format!("`{pattern}` fits no tool; see `executor-worker tools` for those there are")
+        } else {
+            let full: Vec<String> = match pattern.contains('/') {
+                true => self.all().map(|tool| tool.target().to_string()).collect(),
+                false => Vec::new(),
+            };
+            let bare = self.all().map(|tool| tool.spec.target.name.as_str());
+            let near = nearest(pattern, full.iter().map(String::as_str)).or_else(|| nearest(pattern, bare));
+            match near {
+                Some(near) => format!("no tool is named `{pattern}`; did you mean `{near}`?"),
+                None => {
+                    format!("no tool is named `{pattern}`; see `executor-worker tools` for those there are")
+                }
+            }
+        };
+        Failure::configuration("unknown_tool", message)
+    }
+}
+
+/// Names that every model accepts, each once: the tool's own where no other tool of the list has it, else with its
+/// server before it. They depend on what is in the list and not on its order, so that a prompt's prefix stays the same.
+fn model_names(tools: &[Found<'_>]) -> Vec<String> {
+    let count = |names: &[String]| {
+        names.iter().fold(HashMap::<String, usize>::new(), |mut counts, name| {
+            *counts.entry(name.clone()).or_default() += 1;
+            counts
+        })
+    };
+    let bare: Vec<String> = tools.iter().map(|tool| acceptable(tool.name())).collect();
+    let bare_counts = count(&bare);
+    let wanted: Vec<String> = tools
+        .iter()
+        .zip(bare)
+        .map(|(tool, bare)| match tool.server {
+            Some(server) if bare_counts[&bare] > 1 => acceptable(&format!("{server}_{}", tool.name())),
+            Some(_) | None => bare,
+        })
+        .collect();
+    let counts = count(&wanted);
+    let named = tools.iter().zip(wanted).map(|(tool, name)| {
+        if counts[&name] == 1 && is_model_name(&name) { name } else { hashed(&name, &tool.target()) }
+    });
+    named.collect()
+}
+
+/// The name with every character that models refuse replaced.
+fn acceptable(name: &str) -> String {
+    let plain = |character: char| match character {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' => character,
+        _ => '_',
+    };
+    name.chars().map(plain).collect()
+}
+
+/// The beginning of the name and the beginning of a hash of where it leads.
+fn hashed(name: &str, target: &ToolTarget) -> String {
+    let digest = Sha256::digest(format!("{}\n{}", target.server.as_deref().unwrap_or_default(), target.name));
+    let hash = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
+    let kept = name.len().min(MAX_NAME - 9);
+    format!("{}_{hash:08x}", &name[..kept])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::outcome::Category;
+    use crate::domain::tool::ToolHints;
+
+    fn spec(server: Option<&str>, name: &str) -> ToolSpec {
+        ToolSpec {
+            name: name.to_owned(),
+            target: ToolTarget { server: server.map(str::to_owned), name: name.to_owned() },
+            description: Some(format!("{} at {server:?}", name)),
+            input_schema: Arc::new(json!({"type": "object"})),
+            hints: ToolHints::default(),
+        }
+    }
+
+    fn catalog(server: &str, names: &[&str]) -> Catalog {
+        Catalog {
+            server: server.to_owned(),
+            tools: Arc::new(names.iter().map(|name| spec(Some(server), name)).collect()),
+        }
+    }
+
+    fn found(catalogs: &[Catalog], registry: &[&str], patterns: &[&str]) -> Result<Resolution, Failure> {
+        let registry: Vec<ToolSpec> = registry.iter().map(|name| spec(None, name)).collect();
+        let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
+        resolve(catalogs, &registry, &patterns)
+    }
+
+    /// Name before the model and target of each.
+    fn names(catalogs: &[Catalog], registry: &[&str], patterns: &[&str]) -> Vec<(String, String)> {
+        let found = found(catalogs, registry, patterns).expect("all patterns fit");
+        found.tools.into_iter().map(|tool| (tool.name, tool.target.to_string())).collect()
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|&(one, other)| (one.to_owned(), other.to_owned())).collect()
+    }
+
+    #[test]
+    fn each_way_to_name_a_tool_finds_it_once_and_in_order() {
+        let catalogs = [catalog("web", &["search", "fetch"]), catalog("db", &["query"])];
+        let all = pairs(&[
+            ("search", "web/search"),
+            ("fetch", "web/fetch"),
+            ("query", "db/query"),
+            ("calculate", "calculate"),
+        ]);
+        assert_eq!(names(&catalogs, &["calculate"], &["*"]), all);
+        assert_eq!(names(&catalogs, &["calculate"], &["query"]), pairs(&[("query", "db/query")]));
+        assert_eq!(names(&catalogs, &["calculate"], &["calculate"]), pairs(&[("calculate", "calculate")]));
+        assert_eq!(
+            names(&catalogs, &["calculate"], &["db/query", "web/*", "fetch", "web/s*", "query"]),
+            pairs(&[("query", "db/query"), ("search", "web/search"), ("fetch", "web/fetch")])
+        );
+        assert!(names(&catalogs, &[], &[]).is_empty());
+    }
+
+    #[test]
+    fn a_bare_name_in_several_places_leads_to_the_first_and_the_collision_is_told() {
+        let catalogs = [catalog("b", &["search"]), catalog("a", &["search", "now"])];
+        let found = found(&catalogs, &["now", "search"], &["search", "now", "search"]).expect("known");
+        let targets: Vec<String> = found.tools.iter().map(|tool| tool.target.to_string()).collect();
+        assert_eq!(targets, ["b/search", "a/now"]);
+        let told: Vec<String> = found.collisions.iter().map(Collision::to_string).collect();
+        assert_eq!(
+            told,
+            ["`search` of b hides the one of a, the built-in tools", "`now` of a hides the one of the built-in tools"]
+        );
+    }
+
+    #[test]
+    fn no_collision_is_told_where_the_node_is_clear() {
+        let catalogs = [catalog("a", &["x", "x"]), catalog("b", &["x"])];
+        assert!(found(&catalogs, &[], &["a/x", "b/x", "*"]).expect("known").collisions.is_empty());
+        let twice = [catalog("a", &["x", "x"])];
+        let found = found(&twice, &[], &["x", "*"]).expect("known");
+        assert_eq!((found.tools.len(), found.collisions.len()), (1, 0));
+    }
+
+    #[test]
+    fn tools_of_one_name_get_their_server_before_it() {
+        let catalogs = [catalog("a", &["search", "one"]), catalog("b", &["search"])];
+        assert_eq!(
+            names(&catalogs, &["search"], &["*"]),
+            pairs(&[("a_search", "a/search"), ("one", "a/one"), ("b_search", "b/search"), ("search", "search")])
+        );
+    }
+
+    #[test]
+    fn names_that_models_refuse_are_made_acceptable_and_stay_apart() {
+        let long = "x".repeat(80);
+        let catalogs =
+            [catalog("s", &["a.b", "a/b", "größe", &long, ""]), catalog("s_a", &["t"]), catalog("s2", &["t", "a_t"])];
+        let found = found(&catalogs, &[], &["*"]).expect("known");
+        let names: HashSet<&str> = found.tools.iter().map(|tool| tool.name.as_str()).collect();
+        assert_eq!(names.len(), found.tools.len(), "{names:?}");
+        assert!(names.iter().all(|name| is_model_name(name)), "{names:?}");
+        let target = |name: &str| found.tools.iter().find(|tool| tool.name == name).map(|tool| tool.target.to_string());
+        assert_eq!(target("s_a_b"), None, "two tools would have that name");
+        assert_eq!(target("gr__e").as_deref(), Some("s/größe"));
+        assert_eq!(target("s2_t").as_deref(), Some("s2/t"));
+        assert!(names.iter().any(|name| name.starts_with(&"x".repeat(55)) && name.len() == 64));
+    }
+
+    #[test]
+    fn a_name_does_not_change_with_the_order_of_the_list() {
+        let catalogs = [catalog("a", &["s", "x.y"]), catalog("b", &["s", "x/y"])];
+        let sorted = |patterns: &[&str]| {
+            let mut names = names(&catalogs, &[], patterns);
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(&["*"]), sorted(&["b/*", "a/x.y", "a/s"]));
+    }
+
+    #[test]
+    fn a_name_that_nobody_offers_is_named_with_the_nearest_one() {
+        let catalogs = [catalog("web", &["search"])];
+        let refused = |pattern: &str| {
+            let failure = found(&catalogs, &["calculate"], &["search", pattern]).expect_err("unknown");
+            assert_eq!((failure.category, &*failure.code), (Category::Configuration, "unknown_tool"));
+            failure.message
+        };
+        assert!(refused("calcluate").ends_with("did you mean `calculate`?"));
+        assert!(refused("wbe/search").ends_with("did you mean `web/search`?"));
+        assert!(refused("web/serach").ends_with("did you mean `web/search`?"));
+        assert!(refused("other/*").contains("`other/*` fits no tool"));
+        assert!(refused("").contains("no tool is named ``"));
+        assert!(found(&[], &[], &["*"]).is_err(), "a node must not run without the tools it wants");
+    }
+
+    #[test]
+    fn allow_and_deny_take_wildcards_and_deny_wins() {
+        let config = |allow: &[&str], deny: &[&str]| McpServerConfig {
+            allow: allow.iter().map(|&pattern| pattern.to_owned()).collect(),
+            deny: deny.iter().map(|&pattern| pattern.to_owned()).collect(),
+            ..McpServerConfig::default()
+        };
+        assert!(allowed(&config(&[], &[]), "any"));
+        assert!(allowed(&config(&["get_*"], &[]), "get_user"));
+        assert!(!allowed(&config(&["get_*"], &[]), "forget_user"));
+        assert!(!allowed(&config(&["*"], &["*_all"]), "delete_all"));
+        assert!(allowed(&config(&["a*b*c"], &[]), "a-bb-c"));
+        assert!(!allowed(&config(&["exact"], &[]), "exactly"));
+        assert!(!allowed(&config(&["a*a"], &[]), "a"), "one character is not two");
+    }
+
+    #[test]
+    fn ten_thousand_tools_are_no_burden() {
+        let many: Vec<String> = (0..10_000).map(|n| format!("tool_number_{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let catalogs = [catalog("a", &many), catalog("b", &many)];
+        let patterns: Vec<&str> = many.iter().copied().step_by(200).collect();
+        let started = Instant::now();
+        assert_eq!(names(&catalogs, &[], &patterns).len(), 50);
+        assert_eq!(names(&catalogs, &[], &["*"]).len(), 20_000);
+        // Quadratic work would take minutes; this leaves a slow machine all the room it needs.
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_fits_what_a_plain_search_says(pattern in "[ab*]{0,6}", name in "[ab]{0,6}") {
+            fn fits(pattern: &[u8], name: &[u8]) -> bool {
+                match (pattern, name) {
+                    ([], rest) => rest.is_empty(),
+                    ([b'*', more @ ..], name) => (0..=name.len()).any(|at| fits(more, &name[at..])),
+                    ([one, more @ ..], [other, rest @ ..]) => one == other && fits(more, rest),
+                    (_, []) => false,
+                }
+            }
+            prop_assert_eq!(matches(&pattern, &name), fits(pattern.as_bytes(), name.as_bytes()));
+        }
+    }
+}
