@@ -383,7 +383,7 @@ pub struct ToolsConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpRequestConfig {
-    /// Hosts it may ask, `host`, `host:port` or `*.domain`; empty switches the tool off.
+    /// Hosts it may ask, `host`, `host:port`, `*.domain` or `*`; empty switches the tool off.
     pub allow: Vec<String>,
     /// How long one request may take.
     #[serde(with = "duration")]

@@ -274,7 +274,7 @@ impl Check<'_> {
             if !is_host_pattern(host) {
                 self.blame(
                     &["tools.http_request.allow"],
-                    format!("place {} must be `host`, `host:port` or `*.domain`, with no scheme and no path", at + 1),
+                    format!("place {} must be `host`, `host:port`, `*.domain` or `*`, with no scheme and no path", at + 1),
                 );
             }
         }
@@ -304,7 +304,8 @@ impl Check<'_> {
 
 fn is_host_pattern(text: &str) -> bool {
     let host = text.strip_prefix("*.").unwrap_or(text);
-    !host.is_empty()
+    text == "*"
+        || !host.is_empty()
         && !host.contains(['/', '?', '#', '@', '*', '\\'])
         && !host.contains(char::is_whitespace)
         && Url::parse(&format!("http://{host}/")).is_ok()

@@ -186,7 +186,7 @@ mod tests {
     fn program(folder: &Path, name: &str) -> PathBuf {
         let file = folder.join(name);
         std::fs::write(&file, "#!/bin/sh\n").expect("a file can be written");
-        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("it can be made a program");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("it can be made a program");
         file
     }
 

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_web::dev::ServerHandle;
 use secrecy::ExposeSecret as _;
 use tempfile::TempDir;
 
@@ -18,7 +17,7 @@ use crate::cli::{FAILED, Settings, UNAVAILABLE, WRONG_CONFIG};
 use crate::clients::llm::script::ScriptedModel;
 use crate::clients::redis::{Keys, Link, RedisError, forget};
 use crate::config::{AuthHeader, Config, ProviderConfig, ProviderKind};
-use crate::http::scripted_model;
+use crate::http::scripted_model::{self, ServerHandle};
 
 /// Workers at any time.
 const WORKERS: usize = 2;

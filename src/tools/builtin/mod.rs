@@ -118,6 +118,16 @@ mod tests {
     }
 
     #[test]
+    fn the_configuration_knows_the_same_tools_and_the_same_hosts() {
+        assert_eq!(BUILTIN_NAMES, crate::config::validate::BUILT_IN_TOOLS);
+        let mut config = Config::default();
+        for entry in ["example.org", "example.org:8080", "*.example.org", "*", "[::1]:80", "127.0.0.1"] {
+            config.tools.http_request.allow = vec![entry.to_owned()];
+            assert!(Registry::builtin(&config.tools).is_ok(), "{entry}");
+        }
+    }
+
+    #[test]
     fn a_slip_in_the_configuration_is_refused() {
         let mut config = Config::default().tools;
         config.disable = vec![String::from("calcluate")];
