@@ -24,7 +24,7 @@ const VALUE_COST: usize = 8;
 struct JsonQuery {
     /// The data to search: any JSON value.
     data: Value,
-    /// JMESPath expression, for example "items[?price > `10`].name".
+    #[schemars(description = "JMESPath expression, for example: people[?age >= `18`].name")]
     expression: String,
 }
 
