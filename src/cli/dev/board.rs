@@ -9,8 +9,10 @@ use serde_json::Value;
 use crate::cli::dev::ledger::{Ledger, Run};
 use crate::domain::event::EventType;
 
-/// Characters of an outcome that the table shows.
-const OUTCOME_CHARS: usize = 60;
+/// Characters of an outcome that the table and its lines show.
+const OUTCOME_CHARS: usize = 120;
+/// The width where no terminal says one.
+const WIDTH: usize = 160;
 /// A completed node.
 const GOOD: char = '✔';
 /// A failed node.
@@ -56,12 +58,14 @@ impl Board {
             return Ok(());
         }
         let (height, width) = self.term.size();
-        let text = render(ledger, planned, now, usize::from(width));
-        self.term.clear_last_lines(self.drawn)?;
         // What does not fit could not be cleared again.
-        let lines: Vec<&str> = text.lines().take(usize::from(height).saturating_sub(1)).collect();
+        let lines: Vec<String> = render(ledger, planned, now, width.into())
+            .into_iter()
+            .take(usize::from(height).saturating_sub(1))
+            .collect();
+        self.term.clear_last_lines(self.drawn)?;
         for line in &lines {
-            self.term.write_line(&paint(&truncate_str(line, usize::from(width), "…")))?;
+            self.term.write_line(&paint(line))?;
         }
         self.drawn = lines.len();
         self.term.flush()
@@ -74,8 +78,8 @@ impl Board {
             self.drawn = 0;
             self.term.show_cursor()?;
         } else {
-            for line in render(ledger, &[], now, 160).lines() {
-                self.term.write_line(line.trim_end())?;
+            for line in render(ledger, &[], now, WIDTH) {
+                self.term.write_line(&line)?;
             }
         }
         self.term.flush()
@@ -111,10 +115,10 @@ fn paint(line: &str) -> String {
     painted
 }
 
-fn render(ledger: &Ledger, planned: &[(&str, &str)], now: u64, width: usize) -> String {
+/// One line a node, none wider than `width`.
+fn render(ledger: &Ledger, planned: &[(&str, &str)], now: u64, width: usize) -> Vec<String> {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(["NODE", "MODE", "WORKER", "TOOLS", "ATTEMPTS", "TAKEN OVER", "TIME", "OUTCOME"]);
     for run in ledger.runs() {
         table.add_row(row(run, now));
@@ -122,7 +126,7 @@ fn render(ledger: &Ledger, planned: &[(&str, &str)], now: u64, width: usize) -> 
     for (node, mode) in planned {
         table.add_row([*node, *mode, "", "", "", "", "", "waits"]);
     }
-    table.to_string()
+    table.lines().map(|line| truncate_str(line.trim_end(), width, "…").into_owned()).collect()
 }
 
 fn row(run: &Run, now: u64) -> [String; 8] {
@@ -164,11 +168,11 @@ pub fn outcome(run: &Run) -> String {
     match run.ending() {
         Some(ending) if ending.kind == EventType::NodeCompleted => {
             let output = ending.data.get("output").unwrap_or(&Value::Null);
-            format!("{GOOD} {}", short(&essence(output)))
+            short(&format!("{GOOD} {}", essence(output)))
         }
         Some(ending) => {
             let text = |pointer: &str| ending.data.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-            format!("{BAD} {}: {}", text("/error_details/category"), short(text("/error")))
+            short(&format!("{BAD} {}: {}", text("/error_details/category"), text("/error")))
         }
         None if run.deliveries.is_empty() => String::from("queued"),
         None if run.deliveries.last().is_some_and(|last| last.killed) => format!("{BUSY} waits for a takeover"),
@@ -249,8 +253,9 @@ mod tests {
             json!({"graph_id": "g", "node_id": "n", "run_id": "r", "data": output, "metadata": {"worker_id": "w"}});
         let kind = EventType::NodeCompleted;
         ledger.tell(&crate::clients::redis::TailedEvent { kind, entry, data: event.to_string() });
-        for line in render(&ledger, &[("later", "llm")], 0, 80).lines() {
-            assert!(measure_text_width(line) <= 80, "{line}");
-        }
+        let lines = render(&ledger, &[("later", "llm")], 0, 80);
+        assert_eq!(lines.len(), 3, "a header and a line a node");
+        assert!(lines.iter().all(|line| measure_text_width(line) <= 80), "{lines:?}");
+        assert!(lines[1].ends_with('…') && lines[2].ends_with("waits"), "{lines:?}");
     }
 }

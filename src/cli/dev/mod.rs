@@ -12,6 +12,7 @@ mod verdict;
 mod workers;
 
 use std::fmt::Display;
+use std::io::Write as _;
 
 use actix::System;
 use clap::Args;
@@ -85,16 +86,25 @@ pub fn run(settings: &Settings, args: &DevArgs) -> u8 {
 async fn perform(settings: &Settings, args: &DevArgs) -> Result<u8, Trouble> {
     let mut interrupts = Interrupts::listen()?;
     let mut stage = Stage::set_up(settings, args).await?;
-    for (name, address) in stage.addresses() {
-        println!("{:<7} {address}", style(name).bold());
-    }
-    println!();
+    print_addresses(&stage);
+    print_line("");
     let answer = show(&mut stage, args, &mut interrupts).await;
     let satisfied = matches!(answer, Ok(0 | INTERRUPTED));
     if let Some(logs) = stage.close(!satisfied).await {
         eprintln!("the logs of the workers stay in {}", logs.display());
     }
     answer
+}
+
+fn print_addresses(stage: &Stage) {
+    for (name, address) in stage.addresses() {
+        print_line(format_args!("{:<7} {address}", style(name).bold()));
+    }
+}
+
+/// Writes to stdout. A reader that went away, such as `head`, is no reason to leave without cleaning up.
+fn print_line(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// From the first submission to the last word.

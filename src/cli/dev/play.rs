@@ -12,7 +12,7 @@ use crate::cli::dev::ledger::{Ledger, Run, Step};
 use crate::cli::dev::scenario::{SAMPLES, Sabotage, Sample, sabotage_of};
 use crate::cli::dev::stage::Stage;
 use crate::cli::dev::verdict::{self, Leftovers};
-use crate::cli::dev::{Interrupts, Trouble};
+use crate::cli::dev::{Interrupts, Trouble, print_addresses, print_line};
 use crate::cli::{FAILED, UNAVAILABLE};
 use crate::clients::redis::{DeadLetter, EventTail, dead_letters, stream_stats, submit};
 use crate::domain::event::EventType;
@@ -50,6 +50,8 @@ pub struct Play<'a> {
     /// For each sample the place of its run, once it is submitted.
     places: Vec<Option<usize>>,
     letters: Vec<DeadLetter>,
+    /// Workers that ended although nobody killed them, a sentence each.
+    accidents: Vec<String>,
     began: Instant,
 }
 
@@ -73,6 +75,7 @@ impl<'a> Play<'a> {
             board,
             places: vec![None; SAMPLES.len()],
             letters: Vec::new(),
+            accidents: Vec::new(),
             began: Instant::now(),
         })
     }
@@ -118,41 +121,46 @@ impl<'a> Play<'a> {
             .zip(&self.places)
             .map(|(sample, place)| (sample, place.and_then(|place| self.ledger.runs().get(place))))
             .collect();
-        Ok(verdict::differences(&runs, &leftovers, self.stage.scripted()))
+        let mut differences = verdict::differences(&runs, &leftovers, self.stage.scripted());
+        differences.extend(self.accidents.iter().cloned());
+        Ok(differences)
     }
 
     /// The last word about the samples.
     pub fn tell_verdict(&self, differences: &[String]) {
-        println!();
+        print_line("");
         for letter in &self.letters {
-            println!(
+            print_line(format_args!(
                 "{:<12} {} ({} crashes) in {}: {}",
                 style("dead letter").bold(),
                 letter.reason,
                 letter.crashes,
                 self.stage.keys.dead(self.stage.stream()),
                 letter.error
-            );
+            ));
         }
         let took = self.began.elapsed().as_secs_f64();
         if differences.is_empty() {
-            println!("{} Every outcome is the expected one, after {took:.1} s.", style("✔").green());
-            return;
+            return print_line(format_args!(
+                "{} Every outcome is the expected one, after {took:.1} s.",
+                style("✔").green()
+            ));
         }
-        println!("{} Not every outcome is the expected one:", style("✘").red());
+        print_line(format_args!("{} Not every outcome is the expected one:", style("✘").red()));
         for difference in differences {
-            println!("  - {difference}");
+            print_line(format_args!("  - {difference}"));
         }
     }
 
     /// What a person may do while everything is still there.
     pub fn tell_what_next(&self) {
-        println!();
-        for (name, address) in self.stage.addresses() {
-            println!("{:<7} {address}", style(name).bold());
+        print_line("");
+        print_addresses(self.stage);
+        print_line("\nIn another terminal:");
+        for command in self.stage.commands() {
+            print_line(format_args!("  {command}"));
         }
-        println!("\nIn another terminal:\n  {}", self.stage.submit_command("agent.json"));
-        println!("\nCtrl-C ends it all.");
+        print_line("\nCtrl-C ends it all.");
     }
 
     async fn submit_what_is_due(&mut self) -> Result<(), Trouble> {
@@ -203,7 +211,9 @@ impl<'a> Play<'a> {
         }
         let accidents = self.stage.workers.replace_the_dead().map_err(|error| Trouble::new(FAILED, error))?;
         for accident in accidents {
-            self.say(&accident.worker, &format!("ended by itself with {} and was replaced", accident.status));
+            let what = format!("ended by itself with {} and was replaced", accident.status);
+            self.say(&accident.worker, &what);
+            self.accidents.push(format!("{}: it {what}", accident.worker));
         }
         self.draw()?;
         Ok(true)

@@ -23,6 +23,8 @@ use crate::http::scripted_model::{self, ServerHandle};
 const WORKERS: usize = 2;
 /// How long workers may take until they are ready.
 const READY: Duration = Duration::from_secs(20);
+/// The workers' configuration file.
+const FILE: &str = "worker.toml";
 /// How long a lease lasts: short, so that a takeover is worth watching, and long enough for a busy machine.
 const LEASE: &str = "1s";
 
@@ -68,8 +70,8 @@ impl Stage {
             }
         };
         let link = Link::new(&config.redis).map_err(|error| Trouble::new(WRONG_CONFIG, error))?;
-        link.ping().await.map_err(|error| Trouble::new(UNAVAILABLE, error))?;
         let shown_redis = shown(&config.redis.url);
+        link.ping().await.map_err(|error| Trouble::new(UNAVAILABLE, format!("{shown_redis}: {error}")))?;
 
         let model = match &real {
             Some(_) => None,
@@ -87,7 +89,7 @@ impl Stage {
             (None, Some((url, _))) => scripted_section(url),
             (None, None) => String::new(),
         };
-        let file = folder.path().join("worker.toml");
+        let file = folder.path().join(FILE);
         let text = worker_file(&config, &program, &provider);
         std::fs::write(&file, text).map_err(|error| Trouble::new(FAILED, format!("{}: {error}", file.display())))?;
         let plan =
@@ -143,14 +145,21 @@ impl Stage {
         lines
     }
 
-    /// A command that submits an example to these workers.
-    pub fn submit_command(&self, example: &str) -> String {
+    /// Commands for another terminal: one that submits an example to these workers, one that shows the dead letters.
+    pub fn commands(&self) -> Vec<String> {
+        let program = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
+        let program = Path::new(&program).display();
+        let submit = "submit --wait examples/agent.json";
         match &self.private {
-            Some(server) => format!("REDIS_ADDR={} executor-worker submit --wait examples/{example}", server.address()),
-            None => {
-                let file = self.folder.path().join("worker.toml");
-                format!("executor-worker --config {} submit --wait examples/{example}", file.display())
+            Some(server) => {
+                let (address, port) = (server.address(), server.address().port());
+                let dead = self.keys.dead(self.stream());
+                vec![
+                    format!("REDIS_ADDR={address} {program} {submit}"),
+                    format!("redis-cli -p {port} XRANGE {dead} - +"),
+                ]
             }
+            None => vec![format!("{program} --config {} {submit}", self.folder.path().join(FILE).display())],
         }
     }
 
@@ -167,7 +176,11 @@ impl Stage {
             handle.stop(false).await;
         }
         drop(private);
-        keep.then(|| folder.keep())
+        keep.then(|| {
+            // The address of a Redis may bear its password.
+            let _ = std::fs::remove_file(folder.path().join(FILE));
+            folder.keep()
+        })
     }
 }
 
@@ -288,6 +301,7 @@ impl From<RedisError> for Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::load::{LoadOptions, load};
 
     #[test]
     fn an_address_is_shown_without_its_password() {
@@ -302,13 +316,15 @@ mod tests {
         config.state.prefix = String::from("a \"quoted\" prefix:");
         let real = ProviderConfig { betas: vec![String::from("one")], ..ProviderConfig::default() };
         for section in [scripted_section("http://127.0.0.1:1"), provider_section(&real)] {
-            let file = folder.path().join("worker.toml");
+            let file = folder.path().join(FILE);
             std::fs::write(&file, worker_file(&config, Path::new("/a b/worker"), &section)).expect("it can be written");
-            let settings = Settings { config: Some(file), set: vec![(String::from("worker.id"), String::from("w"))] };
-            let loaded =
-                crate::config::load::load_file(settings.config.as_deref().expect("a file")).expect("it is valid");
+            let environment =
+                [("WORKER_ID", "w"), ("HEALTH_PORT", "1")].map(|(name, value)| (name.into(), value.into()));
+            let options = LoadOptions { file: Some(file), env: environment.into(), flags: Vec::new() };
+            let loaded = load(&options).expect("it is valid");
             assert_eq!(loaded.config.state.prefix, config.state.prefix);
             assert_eq!(loaded.config.llm.default, PROVIDER);
+            assert_eq!(loaded.config.lease.renew(), Duration::from_millis(150));
             assert_eq!(loaded.config.mcp.servers["demo"].command.as_deref(), Some("/a b/worker"));
         }
     }
