@@ -52,11 +52,14 @@ impl Board {
         }
     }
 
-    /// Draws the table over the one before, if this is a terminal.
-    pub fn draw(&mut self, ledger: &Ledger, planned: &[(&str, &str)], now: u64) -> io::Result<()> {
-        if !self.live {
-            return Ok(());
+    /// Draws the table over the one before, if this is a terminal. One that went away sends a signal of its own.
+    pub fn draw(&mut self, ledger: &Ledger, planned: &[(&str, &str)], now: u64) {
+        if self.live {
+            let _ = self.try_to_draw(ledger, planned, now);
         }
+    }
+
+    fn try_to_draw(&mut self, ledger: &Ledger, planned: &[(&str, &str)], now: u64) -> io::Result<()> {
         let (height, width) = self.term.size();
         // What does not fit could not be cleared again.
         let lines: Vec<String> = render(ledger, planned, now, width.into())
@@ -72,17 +75,15 @@ impl Board {
     }
 
     /// Leaves the table as it stands; on something that is no terminal it is written now, once.
-    pub fn close(&mut self, ledger: &Ledger, now: u64) -> io::Result<()> {
+    pub fn close(&mut self, ledger: &Ledger, now: u64) {
         if self.live {
-            self.draw(ledger, &[], now)?;
+            self.draw(ledger, &[], now);
             self.drawn = 0;
-            self.term.show_cursor()?;
+            let _ = self.term.show_cursor();
+            let _ = self.term.flush();
         } else {
-            for line in render(ledger, &[], now, WIDTH) {
-                self.term.write_line(&line)?;
-            }
+            render(ledger, &[], now, WIDTH).iter().for_each(|line| self.line(line));
         }
-        self.term.flush()
     }
 
     /// Writes one line; beneath a live table there is no place for one.

@@ -98,8 +98,7 @@ impl<'a> Play<'a> {
         if !matches!(ended, Ended::Interrupted) {
             self.quiet().await?;
         }
-        let closed = self.board.close(&self.ledger, now());
-        closed.map_err(|error| Trouble::new(FAILED, format!("the table cannot be written: {error}")))?;
+        self.board.close(&self.ledger, now());
         Ok(ended)
     }
 
@@ -215,7 +214,7 @@ impl<'a> Play<'a> {
             self.say(&accident.worker, &what);
             self.accidents.push(format!("{}: it {what}", accident.worker));
         }
-        self.draw()?;
+        self.draw();
         Ok(true)
     }
 
@@ -253,7 +252,7 @@ impl<'a> Play<'a> {
                 }
             }
             let stats = stream_stats(&self.stage.link, self.stage.stream(), &self.stage.config.work.group).await?;
-            self.draw()?;
+            self.draw();
             if calm && stats.length == 0 && stats.pending == 0 {
                 return Ok(());
             }
@@ -261,15 +260,14 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
-    fn draw(&mut self) -> Result<(), Trouble> {
+    fn draw(&mut self) {
         let planned: Vec<(&str, &str)> = SAMPLES
             .iter()
             .zip(&self.places)
             .filter(|(_, place)| place.is_none())
             .map(|(sample, _)| (sample.name, sample.mode))
             .collect();
-        let drawn = self.board.draw(&self.ledger, &planned, now());
-        drawn.map_err(|error| Trouble::new(FAILED, format!("the table cannot be written: {error}")))
+        self.board.draw(&self.ledger, &planned, now());
     }
 
     fn say(&self, about: &str, what: &str) {
