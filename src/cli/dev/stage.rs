@@ -101,7 +101,8 @@ impl Stage {
         match stage.start_workers().await {
             Ok(()) => Ok(stage),
             Err(trouble) => {
-                stage.close(true).await;
+                // What the logs say stands in the error.
+                stage.close(false).await;
                 Err(trouble)
             }
         }
