@@ -112,7 +112,12 @@ impl<P: Ports> NodeRun<'_, P> {
         let deadline = Deadline::of(self.start, item, plan.time_limit, self.settings.node_timeout)?;
         self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
         let work = self.work(plan, snapshot, deadline.at);
-        timeout_at(deadline.at, work).await.unwrap_or_else(|_| Err(deadline.failure()))
+        match timeout_at(deadline.at, work).await {
+            // Clients end a call at the node's time themselves, a moment before it: that is no trouble of theirs.
+            Ok(Err(failure)) if failure.category == Category::Retriable && deadline.is_up() => Err(deadline.failure()),
+            Ok(result) => result,
+            Err(_) => Err(deadline.failure()),
+        }
     }
 
     /// Reads a configuration; what can be wrong with it by itself is found here, before anything is spent.
@@ -225,6 +230,9 @@ fn missing_config(item: &WorkItem) -> Failure {
     )
 }
 
+/// How far apart two timers of one moment may fire.
+const TIMER_SLACK: Duration = Duration::from_millis(5);
+
 /// When the node's time is up, and whose limit that is.
 struct Deadline {
     at: Instant,
@@ -247,6 +255,10 @@ impl Deadline {
             Some(at) if at < relative.at => Ok(Self { at, limit: None }),
             _ => Ok(relative),
         }
+    }
+
+    fn is_up(&self) -> bool {
+        Instant::now() + TIMER_SLACK >= self.at
     }
 
     fn failure(&self) -> Failure {
