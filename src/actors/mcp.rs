@@ -190,6 +190,20 @@ impl Server {
         Ok(tools)
     }
 
+    /// Whether the server still answers: a session over HTTP does not notice by itself that nobody is there any more.
+    async fn look_after(&self) {
+        let open = self.link.lock().await.session.clone().filter(|session| !session.is_closed());
+        let Some(session) = open else {
+            // The failure was logged and counted where it happened.
+            let _ = self.discover().await;
+            return;
+        };
+        if let Err(error) = session.list_tools().await {
+            tracing::warn!(mcp.server = self.name, %error, "a required tool server does not answer any more");
+            self.forget(&session).await;
+        }
+    }
+
     fn spec(&self, tool: McpTool) -> ToolSpec {
         ToolSpec {
             name: tool.name.clone(),
@@ -267,7 +281,7 @@ impl Actor for McpSessionActor {
         let server = Arc::clone(&self.server);
         let watch = async move {
             while !server.stop.is_cancelled() {
-                let _ = server.discover().await;
+                server.look_after().await;
                 tokio::select! {
                     () = server.stop.cancelled() => {}
                     () = tokio::time::sleep(WATCH) => {}
