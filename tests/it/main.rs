@@ -1,4 +1,16 @@
 //! Tests against real servers, in one binary. Each module holds one subject; `harness` starts what they need.
 
+mod concurrency;
+mod config_start;
+mod errors;
 mod harness;
+mod health;
+mod identity;
+mod layouts;
+mod malformed;
+mod modes;
+mod retries;
 mod scripts;
+mod shutdown;
+mod supervision;
+mod takeover;

@@ -1,7 +1,12 @@
 //! What the tests stand on: servers that are real and private, and ways to disturb them.
 
+pub mod bed;
+pub mod gate;
+pub mod mcp;
+pub mod model;
 pub mod proxy;
 pub mod redis;
+pub mod worker;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

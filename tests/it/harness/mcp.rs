@@ -1,0 +1,111 @@
+//! Real MCP servers, as `scripts/setup` has put them into the cache: the reference server of the TypeScript SDK and a
+//! FastMCP server of the Python SDK.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use super::PATIENCE;
+
+fn cached(path: &str) -> PathBuf {
+    let cache = std::env::var_os("EXECUTOR_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from);
+    let file = cache.join("mcp").join(path);
+    assert!(file.exists(), "{} is missing: run scripts/setup", file.display());
+    file
+}
+
+fn text(path: PathBuf) -> String {
+    path.into_os_string().into_string().expect("paths of the repository are UTF-8")
+}
+
+/// The command of the reference server; over stdio without arguments.
+pub fn everything() -> Vec<String> {
+    let script = cached("node_modules/@modelcontextprotocol/server-everything/dist/index.js");
+    vec![String::from("node"), text(script)]
+}
+
+/// The command of the FastMCP server; it wants `stdio` or `http PORT` behind it.
+pub fn fastmcp() -> Vec<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/servers/fastmcp.py");
+    vec![text(cached("venv/bin/python")), text(script)]
+}
+
+/// The lines of a configuration file for a server over stdio.
+pub fn stdio(name: &str, command: &[String], arguments: &[&str]) -> String {
+    let (program, before) = command.split_first().expect("a program");
+    let arguments: Vec<&str> = before.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+    // JSON and TOML write texts and lists of texts alike.
+    let (program, arguments) = (serde_json::json!(program), serde_json::json!(arguments));
+    format!("[mcp.servers.{name}]\ncommand = {program}\nargs = {arguments}\nconnect_timeout = \"20s\"\n")
+}
+
+/// The lines of a configuration file for a server over Streamable HTTP.
+pub fn http(name: &str, server: &HttpServer) -> String {
+    format!("[mcp.servers.{name}]\nurl = \"{}\"\nconnect_timeout = \"20s\"\n", server.url())
+}
+
+/// A server over Streamable HTTP, killed with its owner.
+pub struct HttpServer {
+    command: Vec<String>,
+    child: Child,
+    port: u16,
+}
+
+impl HttpServer {
+    /// The reference server.
+    pub fn everything() -> Self {
+        Self::start(everything(), |_| vec![String::from("streamableHttp")])
+    }
+
+    /// The FastMCP server.
+    pub fn fastmcp() -> Self {
+        Self::start(fastmcp(), |port| vec![String::from("http"), port.to_string()])
+    }
+
+    fn start(mut command: Vec<String>, arguments: impl Fn(u16) -> Vec<String>) -> Self {
+        let probe = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = probe.local_addr().expect("an address").port();
+        drop(probe);
+        command.extend(arguments(port));
+        let child = launch(&command, port);
+        Self { command, child, port }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/mcp", self.port)
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Kills it, if it still runs, and starts another one in its place.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = launch(&self.command, self.port);
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn launch(command: &[String], port: u16) -> Child {
+    let mut process = Command::new(&command[0]);
+    process.args(&command[1..]).env("PORT", port.to_string());
+    process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = process.spawn().expect("the server can be started");
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let ended = child.try_wait().expect("the child is ours");
+        assert!(ended.is_none() && Instant::now() < deadline, "the server does not listen: {ended:?}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child
+}

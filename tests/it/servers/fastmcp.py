@@ -1,0 +1,53 @@
+"""A FastMCP server (PyPI `mcp` 1.x) for the tests of the whole worker.
+
+    python fastmcp.py stdio
+    python fastmcp.py http PORT
+"""
+
+import os
+import sys
+
+import anyio
+from mcp.server.fastmcp import FastMCP
+
+over_http = sys.argv[1] == "http"
+server = FastMCP(
+    "fastmcp-under-test",
+    host="127.0.0.1",
+    port=int(sys.argv[2]) if over_http else 0,
+    log_level="WARNING",
+)
+
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    """Adds two numbers."""
+    return a + b
+
+
+@server.tool()
+def fail(reason: str) -> str:
+    """Fails."""
+    raise ValueError(reason)
+
+
+@server.tool()
+async def say(text: str, after: float = 0) -> str:
+    """Says the text after so many seconds."""
+    await anyio.sleep(after)
+    return text
+
+
+@server.tool()
+def pid() -> int:
+    """Gives this process's id."""
+    return os.getpid()
+
+
+@server.tool()
+def crash() -> str:
+    """Ends this process in the middle of the call."""
+    os._exit(3)
+
+
+server.run(transport="streamable-http" if over_http else "stdio")
