@@ -4,7 +4,8 @@
 use serde_json::json;
 
 use crate::harness::bed::Bed;
-use crate::harness::redis::RedisServer;
+use crate::harness::eventually;
+use crate::harness::redis::{RedisServer, connect};
 use crate::harness::worker::Spec;
 
 /// The lines that are not log records.
@@ -165,6 +166,30 @@ async fn a_password_is_used_and_never_shown() {
     assert_eq!(worker.answers("/ready", 503).await.status, 503);
     worker.said("reading work failed").await;
     assert_eq!(worker.get("/live").await.status, 200);
+}
+
+#[tokio::test]
+async fn another_database_is_used_when_it_is_asked_for() {
+    let bed = Bed::with_own_redis(&[]).await;
+    let _worker = bed.worker("w1").env("REDIS_DB", "3").start().ready().await;
+    let mut third = connect(&format!("{}/3", bed.server().url())).await;
+    let data = json!({"graph_id": "g", "node_id": "n", "inputs": {}, "config": {"tool_name": "current_time"}});
+    redis::cmd("XADD")
+        .arg(&bed.stream)
+        .arg("*")
+        .arg("data")
+        .arg(data.to_string())
+        .exec_async(&mut third)
+        .await
+        .expect("room");
+    eventually("the node ends there", async || {
+        let mut command = redis::cmd("XLEN");
+        let ended: usize =
+            command.arg(bed.key("events:node.completed")).query_async(&mut third).await.expect("a number");
+        (ended == 1).then_some(())
+    })
+    .await;
+    assert_eq!(bed.ask::<usize>(&["DBSIZE"]).await, 0);
 }
 
 #[tokio::test]

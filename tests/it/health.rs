@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::bed::{Bed, GROUP};
@@ -174,14 +172,11 @@ async fn work_goes_on_within_two_seconds_after_redis_is_back() {
 async fn a_redis_that_hangs_is_noticed_and_work_goes_on_when_it_wakes() {
     let bed = Bed::with_own_redis(&[]).await;
     let worker = bed.worker("w1").set("redis.command_timeout", "400ms").start().ready().await;
-    let info: String = bed.ask(&["INFO", "server"]).await;
-    let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).and_then(|pid| pid.trim().parse().ok());
-    let pid = Pid::from_raw(pid.expect("a pid"));
-    kill(pid, Signal::SIGSTOP).expect("the server is ours");
+    let frozen = bed.freeze_redis().await;
     worker.answers("/ready", 503).await;
     assert_eq!(worker.answers("/health", 503).await.json()["redis"], "disconnected");
     assert_eq!(worker.get("/live").await.status, 200);
-    kill(pid, Signal::SIGCONT).expect("the server is ours");
+    drop(frozen);
     bed.submit(&sum("n")).await;
     let woken = Instant::now();
     bed.ended(1).await;

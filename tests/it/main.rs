@@ -1,8 +1,10 @@
 //! Tests against real servers, in one binary. Each module holds one subject; `harness` starts what they need.
 
+mod chaos;
 mod concurrency;
 mod config_start;
 mod errors;
+mod events;
 mod harness;
 mod health;
 mod identity;

@@ -125,6 +125,17 @@ async fn an_idle_worker_stops_without_waiting_for_its_grace_time() {
 }
 
 #[tokio::test]
+async fn a_worker_that_never_saw_redis_stops_at_once() {
+    let mut bed = Bed::with_own_redis(&[]).await;
+    bed.own_server().kill();
+    let worker = bed.worker("w1").set("shutdown.grace", "1h").start();
+    worker.answers("/ready", 503).await;
+    worker.terminate();
+    let (code, log) = worker.ends().await;
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[tokio::test]
 async fn a_worker_stops_while_redis_is_away() {
     let (mut bed, gate) =
         (Bed::with_own_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await, Gate::start().await);

@@ -29,7 +29,7 @@ async fn a_tool_server_that_dies_in_a_call_is_started_again_for_the_next() {
 async fn a_tool_server_over_http_that_was_restarted_is_used_again() {
     let bed = Bed::new().await;
     let mut server = mcp::HttpServer::fastmcp();
-    let _worker = bed.worker("w1").file(&mcp::http("kitchen", &server)).start().ready().await;
+    let _worker = bed.worker("w1").env("MCP_SERVERS", format!("kitchen={}", server.url())).start().ready().await;
     let first = bed.run(&item("a", "pid", json!({}))).await.output()["result"].clone();
     server.restart();
     let second = bed.run(&item("b", "pid", json!({}))).await.output()["result"].clone();

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::ops::Index;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use serde_json::value::RawValue;
@@ -123,6 +125,17 @@ impl Bed {
     /// Connects again after the server was away.
     pub async fn reconnect(&mut self) {
         self.redis = connect(&self.server().url()).await;
+    }
+
+    /// Stops the server, which stays as it is, until the answer is dropped.
+    pub async fn freeze_redis(&self) -> Frozen {
+        let info: String = self.ask(&["INFO", "server"]).await;
+        let pid =
+            info.lines().find_map(|line| line.strip_prefix("process_id:")).and_then(|pid| pid.trim().parse().ok());
+        let pid = Pid::from_raw(pid.expect("the server knows its pid"));
+        assert!(self.own.is_some(), "other tests need the shared server");
+        kill(pid, Signal::SIGSTOP).expect("the server is ours");
+        Frozen(pid)
     }
 
     /// A worker for this test's names, with short times.
@@ -323,6 +336,15 @@ impl Bed {
             pending.ok().filter(|pending: &Vec<Pending>| pending.len() == count)
         })
         .await
+    }
+}
+
+/// A server that does nothing; it goes on when this is dropped.
+pub struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
     }
 }
 

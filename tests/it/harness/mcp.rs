@@ -73,7 +73,8 @@ impl HttpServer {
         Self { command, child, port }
     }
 
-    fn url(&self) -> String {
+    /// Its endpoint.
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/mcp", self.port)
     }
 
