@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
 use crate::domain::message::{Completion, Conversation};
@@ -33,6 +34,7 @@ pub enum CancelReason {
 pub struct Cancel {
     token: CancellationToken,
     reason: Arc<OnceLock<CancelReason>>,
+    order: Arc<OnceLock<CancelOrder>>,
 }
 
 impl Cancel {
@@ -45,6 +47,17 @@ impl Cancel {
     pub fn cancel(&self, reason: CancelReason) {
         let _ = self.reason.set(reason);
         self.token.cancel();
+    }
+
+    /// Cancels because somebody gave this order, unless it is cancelled already.
+    pub fn request(&self, order: CancelOrder) {
+        let _ = self.order.set(order);
+        self.cancel(CancelReason::Requested);
+    }
+
+    /// The order, where there was one.
+    pub fn order(&self) -> Option<&CancelOrder> {
+        self.order.get()
     }
 
     /// The reason, once cancelled.
@@ -149,6 +162,8 @@ pub enum Opened {
         /// The graph's status, if it has one.
         status: Option<String>,
     },
+    /// The run is ours, and somebody gave the order not to run it.
+    Cancelled(CancelOrder),
     /// The identity is done, or another entry has it: ours is settled away.
     Duplicate,
     /// The entry is no longer ours.

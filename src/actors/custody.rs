@@ -8,7 +8,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::clients::redis::Held;
-use crate::domain::ids::EntryId;
+use crate::domain::cancel::CancelOrder;
+use crate::domain::ids::{EntryId, GraphId, NodeId};
 use crate::domain::work::Token;
 use crate::ports::{Cancel, CancelReason};
 
@@ -26,6 +27,15 @@ struct Entry {
     deliveries: u64,
     cancel: Cancel,
     settling: bool,
+    node: Option<(GraphId, NodeId)>,
+}
+
+/// A node that runs here and could be told to stop.
+#[derive(Debug, Clone)]
+pub struct RunningNode {
+    key: Key,
+    /// The graph and the node.
+    pub node: (GraphId, NodeId),
 }
 
 /// The permit, the lease and the cancellation of one item.
@@ -63,7 +73,10 @@ impl InFlight {
             return None;
         }
         let cancel = Cancel::new();
-        entries.insert(key.clone(), Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false });
+        entries.insert(
+            key.clone(),
+            Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false, node: None },
+        );
         drop(entries);
         self.gauge.inc();
         Some(Custody { key, in_flight: self.clone(), cancel, _permit: permit })
@@ -109,6 +122,24 @@ impl InFlight {
         }
     }
 
+    /// The nodes that an order to stop would reach: understood, not being settled, and not told to end already.
+    pub fn running(&self) -> Vec<RunningNode> {
+        let entries = self.lock();
+        let reachable = entries.iter().filter(|(_, entry)| !entry.settling && entry.cancel.reason().is_none());
+        reachable.filter_map(|(key, entry)| Some(RunningNode { key: key.clone(), node: entry.node.clone()? })).collect()
+    }
+
+    /// Somebody gave the order to stop this node. A settle that was sent wins. Says whether the work was told.
+    pub fn request(&self, running: &RunningNode, order: CancelOrder) -> bool {
+        match self.lock().get(&running.key) {
+            Some(entry) if !entry.settling && entry.cancel.reason().is_none() => {
+                entry.cancel.request(order);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Ends everything that is not being settled, because the worker stops.
     pub fn stop_all(&self) {
         for entry in self.lock().values().filter(|entry| !entry.settling) {
@@ -118,6 +149,13 @@ impl InFlight {
 }
 
 impl Custody {
+    /// The entry is about this node, so that an order to stop it is heeded.
+    pub fn concerns(&self, graph: &GraphId, node: &NodeId) {
+        if let Some(entry) = self.in_flight.lock().get_mut(&self.key) {
+            entry.node = Some((graph.clone(), node.clone()));
+        }
+    }
+
     /// From here on only the answer to the settle decides whose the entry is.
     pub fn settling(&self) {
         if let Some(entry) = self.in_flight.lock().get_mut(&self.key) {
@@ -170,6 +208,30 @@ mod tests {
         assert!(take(&table, &pool, 2).is_none());
         assert_eq!(custody.held().deliveries, 2);
         assert_eq!(pool.available_permits(), 1, "the second permit went back");
+    }
+
+    #[test]
+    fn an_order_to_stop_reaches_a_node_that_runs_and_none_that_is_being_settled() {
+        use crate::domain::cancel::{CancelOrder, CancelScope};
+        let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(2)));
+        let custody = take(&table, &pool, 1).expect("the entry is new");
+        assert!(table.running().is_empty(), "what is not understood yet has no node");
+        custody.concerns(&GraphId::new("g").expect("an id"), &NodeId::new("n").expect("an id"));
+        let running = table.running().pop().expect("the node runs");
+        assert_eq!((running.node.0.as_str(), running.node.1.as_str()), ("g", "n"));
+
+        custody.settling();
+        assert!(table.running().is_empty());
+        assert!(!table.request(&running, CancelOrder::bare(CancelScope::Node)), "a settle that was sent wins");
+        drop(custody);
+        assert!(!table.request(&running, CancelOrder::bare(CancelScope::Node)), "the node has ended");
+
+        let custody = take(&table, &pool, 1).expect("the entry is new again");
+        custody.concerns(&running.node.0, &running.node.1);
+        let order = CancelOrder { by: Some(String::from("ann")), ..CancelOrder::bare(CancelScope::Graph) };
+        assert!(table.request(&running, order.clone()));
+        assert_eq!((custody.cancel.reason(), custody.cancel.order()), (Some(CancelReason::Requested), Some(&order)));
+        assert!(table.running().is_empty() && !table.request(&running, order), "it was told already");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::InFlight;
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Leases, RedisError, Renewal};
+use crate::clients::redis::{CancelWatch, Leases, RedisError, Renewal};
 use crate::metrics::Metrics;
 
 /// Whether expired leases of others may be taken over.
@@ -100,6 +100,7 @@ impl Actor for LeaseKeeper {
 
 async fn keep_until_stopped(deps: &LeaseDeps) {
     let leases = (deps.connect)();
+    let mut orders = Orders { watch: leases.cancel_watch(), failed: false };
     let mut failing = false;
     let mut ticks = tokio::time::interval(deps.renew);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -114,6 +115,8 @@ async fn keep_until_stopped(deps: &LeaseDeps) {
                 if std::mem::take(&mut failing) {
                     tracing::info!("leases are renewed again");
                 }
+                // Renewing comes first: what takes long here must not cost a lease.
+                orders.heed(deps).await;
             }
             Err(error) => {
                 deps.gate.broke();
@@ -122,6 +125,38 @@ async fn keep_until_stopped(deps: &LeaseDeps) {
                     tracing::warn!(%error, "renewing leases failed, trying on");
                 }
             }
+        }
+    }
+}
+
+/// Orders to stop, heeded once a renewal.
+struct Orders {
+    watch: CancelWatch,
+    failed: bool,
+}
+
+impl Orders {
+    async fn heed(&mut self, deps: &LeaseDeps) {
+        let running = deps.in_flight.running();
+        let nodes: Vec<_> = running.iter().map(|running| running.node.clone()).collect();
+        let looked = tokio::time::timeout(deps.renew / 2, self.watch.look(&nodes)).await;
+        let problem = match looked {
+            Ok(Ok(orders)) => {
+                for (running, order) in running.iter().zip(orders) {
+                    let Some(order) = order else { continue };
+                    if deps.in_flight.request(running, order) {
+                        let (graph, node) = &running.node;
+                        tracing::info!(graph.id = %graph, node.id = %node, "a node is cancelled by an order");
+                    }
+                }
+                self.failed = false;
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => String::from("it took too long"),
+        };
+        if !std::mem::replace(&mut self.failed, true) {
+            tracing::warn!(problem, "looking for orders to stop failed, trying on");
         }
     }
 }

@@ -251,6 +251,7 @@ impl ReaderDeps {
             parse_entry(&entry.stream, &entry.entry, entry.data.as_deref(), entry.meta.as_deref(), self.max_item_bytes);
         match parsed {
             Ok((item, meta)) => {
+                custody.concerns(&item.graph_id, &item.node_id);
                 let crashes = meta.crashes + entry.crashes;
                 let origin =
                     meta.origin.as_deref().map_or_else(|| entry.entry.clone(), crate::domain::ids::EntryId::new);

@@ -1,5 +1,6 @@
 //! The command line: which subcommands exist and where each begins. No subcommand runs the worker.
 
+pub mod cancel;
 pub mod config;
 pub mod dev;
 pub mod exec;
@@ -69,6 +70,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Show what each MCP server and the function registry offer.
     Tools(tools::ToolsArgs),
+    /// Stop a node, or every node of a graph, wherever it runs.
+    Cancel(cancel::CancelArgs),
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -104,6 +107,7 @@ impl Cli {
             Command::Submit(args) => submit::run(&settings, &args),
             Command::Exec(args) => exec::run(&settings, &args),
             Command::Tools(args) => tools::run(&settings, &args),
+            Command::Cancel(args) => cancel::run(&settings, &args),
             Command::Config(command) => config::run(&settings, &command),
             Command::Healthcheck(args) => healthcheck::run(&settings, &args),
             Command::Completions { shell } => completions(shell),

@@ -11,6 +11,7 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use crate::domain::cancel::{CANCELLED_STATUS, CancelOrder, CancelScope};
 use crate::domain::event::EventType;
 use crate::domain::node::{Mode, NodeConfig};
 use crate::domain::outcome::{Category, Failure, Outcome, Report};
@@ -41,14 +42,14 @@ pub async fn run_node<P: Ports>(
     let ledger = Ledger::default();
     let mode = Cell::new(None);
     if let Some(reason) = cancel.reason() {
-        return Report::early(cancelled(reason));
+        return Report::early(cancelled(reason, cancel, delivery));
     }
     let run = NodeRun { ports, settings, delivery, ledger: &ledger, mode: &mode, start: Instant::now() };
     let outcome = tokio::select! {
         // A result that is there is used, whatever happened in the same moment.
         biased;
         result = run.execute() => result.unwrap_or_else(failed),
-        reason = cancel.cancelled() => cancelled(reason),
+        reason = cancel.cancelled() => cancelled(reason, cancel, delivery),
     };
     let outcome = match outcome {
         Outcome::Failed { failure, .. } => Outcome::Failed { failure, partial: ledger.partial.take() },
@@ -61,12 +62,13 @@ fn failed(failure: Failure) -> Outcome {
     Outcome::Failed { failure, partial: None }
 }
 
-fn cancelled(reason: CancelReason) -> Outcome {
+fn cancelled(reason: CancelReason, cancel: &Cancel, delivery: &Delivery) -> Outcome {
     match reason {
         CancelReason::Lost => Outcome::Lost,
         CancelReason::Stopping => Outcome::Unfinished,
         CancelReason::Requested => {
-            failed(Failure::new(Category::Cancelled, "cancelled", "the node was cancelled while it ran"))
+            let order = cancel.order().cloned().unwrap_or_else(|| CancelOrder::bare(CancelScope::Node));
+            failed(order.failure(&delivery.item.graph_id))
         }
     }
 }
@@ -94,9 +96,9 @@ impl<P: Ports> NodeRun<'_, P> {
         let (mut snapshot, config) = match opened {
             Opened::Duplicate => return Ok(Outcome::Duplicate),
             Opened::Lost => return Ok(Outcome::Lost),
-            Opened::Ready { status, .. } if status.as_deref() == Some("cancelled") => {
-                let message = format!("the graph `{}` is cancelled", item.graph_id);
-                return Err(Failure::new(Category::Cancelled, "graph_cancelled", message));
+            Opened::Cancelled(order) => return Err(order.failure(&item.graph_id)),
+            Opened::Ready { status, .. } if status.as_deref() == Some(CANCELLED_STATUS) => {
+                return Err(CancelOrder::bare(CancelScope::Graph).failure(&item.graph_id));
             }
             Opened::Ready { snapshot, config, .. } => (snapshot, config),
         };

@@ -12,6 +12,7 @@ use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
 use crate::config::AgentConfig;
+use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
 use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Usage};
@@ -63,6 +64,7 @@ pub struct Script {
     config: Option<String>,
     status: Option<String>,
     duplicate: bool,
+    order: Option<CancelOrder>,
     store_failures: RefCell<VecDeque<Failure>>,
     /// What was asked of the store.
     pub wanted: RefCell<Vec<Wanted>>,
@@ -125,6 +127,12 @@ impl Script {
     /// Says that the run is somebody else's.
     pub fn duplicate(mut self) -> Self {
         self.duplicate = true;
+        self
+    }
+
+    /// Says that somebody gave the order not to run it.
+    pub fn cancelled(mut self, order: CancelOrder) -> Self {
+        self.order = Some(order);
         self
     }
 
@@ -208,6 +216,9 @@ impl Store for Script {
         }
         if self.duplicate {
             return Ok(Opened::Duplicate);
+        }
+        if let Some(order) = &self.order {
+            return Ok(Opened::Cancelled(order.clone()));
         }
         Ok(Opened::Ready {
             snapshot: self.snapshot(wanted),

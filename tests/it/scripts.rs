@@ -1,5 +1,6 @@
 //! Every server-side script with its every answer, against a real Redis: streams, leases, state, settling.
 
+mod cancel;
 mod events;
 mod lease;
 mod open;

@@ -126,6 +126,15 @@ pub(super) fn read_document(document: &[u8], wanted: &Wanted, node: &str) -> Res
     Ok(found)
 }
 
+/// The status of a document; none too where it cannot be read, for nothing follows from that.
+pub(super) fn document_status(document: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Only {
+        status: Option<String>,
+    }
+    serde_json::from_slice::<Only>(document).ok()?.status
+}
+
 /// The ids of the nodes of a document: those with a state, and those of the graph.
 pub(super) fn document_node_ids(document: &[u8]) -> Result<Vec<String>, Corrupt> {
     let text = utf8(document, "the document")?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use redis::Value;
 
+use crate::clients::redis::cancel::CancelWatch;
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::fields;
 use crate::clients::redis::keys::Keys;
@@ -86,6 +87,11 @@ impl Leases {
     /// The streams whose entries are held.
     pub fn streams(&self) -> &[Arc<str>] {
         &self.streams
+    }
+
+    /// A watch for orders to stop, on the same connection.
+    pub fn cancel_watch(&self) -> CancelWatch {
+        CancelWatch::new(self.link.clone(), self.keys.clone())
     }
 
     /// Asks the server for a sign of life.

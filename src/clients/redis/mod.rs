@@ -3,6 +3,7 @@
 //! Every write that matters is a server-side script that first checks the ownership token, a pair of consumer name
 //! and delivery count; see `scripts/owned.lua`. JSON is never decoded in a script, and every key stands in KEYS.
 
+mod cancel;
 mod creation;
 mod dead_letters;
 mod error;
@@ -24,6 +25,7 @@ mod settle;
 mod state;
 mod stream;
 
+pub use cancel::{CancelOrders, CancelWatch};
 pub use dead_letters::{DeadLetter, dead_letters};
 pub use error::RedisError;
 pub use events::{EventLog, EventTail, TailedEvent};

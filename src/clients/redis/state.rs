@@ -13,8 +13,9 @@ use crate::clients::redis::layout::{self, Corrupt, Found};
 use crate::clients::redis::link::Link;
 use crate::clients::redis::reply::{self, Word};
 use crate::clients::redis::script::Script;
-use crate::clients::redis::{lease, record};
+use crate::clients::redis::{cancel, lease, record};
 use crate::config::{Layout, StateConfig};
+use crate::domain::cancel::CancelOrder;
 use crate::domain::ids::GraphId;
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
@@ -95,6 +96,9 @@ impl From<StateError> for Failure {
     }
 }
 
+/// What the script said, what was read, and the answer about an order to stop.
+type OpenedOnce = ((Word, Option<Vec<u8>>), Result<Value, RedisError>, Result<Value, RedisError>);
+
 /// The states of all graphs.
 #[derive(Debug, Clone)]
 pub struct StateStore {
@@ -137,22 +141,28 @@ impl StateStore {
         let guess = self.guess();
         let mut call = self.open_call(delivery, &key);
         call.arg("");
-        let (mut word, mut read) = self.open_once(call, &key, guess, wanted).await?;
+        let (mut word, mut read, mut order) = self.open_once(call, delivery, guess, wanted).await?;
         if let (Word::Missing, Some(creation)) = (word.0, Creation::of(delivery)) {
             let call = self.create_call(delivery, &key, creation);
-            (word, read) = self.open_once(call, &key, guess, wanted).await?;
+            (word, read, order) = self.open_once(call, delivery, guess, wanted).await?;
         }
         let form = match word {
             (Word::Hash, _) => StateForm::Hash,
             (Word::Text, _) => StateForm::String,
             (Word::Duplicate, _) => return Ok((Opened::Duplicate, None)),
             (Word::Lost, _) => return Ok((Opened::Lost, None)),
-            (Word::Missing, _) => return Err(StateError::Missing { key }),
+            (Word::Missing, _) => match self.order(delivery, order)? {
+                Some(order) => return Ok((Opened::Cancelled(order), None)),
+                None => return Err(StateError::Missing { key }),
+            },
             (Word::WrongType, rest) => return Err(StateError::WrongType { key: reply::key(rest) }),
             (Word::Ok | Word::Gone | Word::Again | Word::Conflict, _) => {
                 return Err(RedisError::Unexpected { what: "opening a run" }.into());
             }
         };
+        if let Some(order) = self.order(delivery, order)? {
+            return Ok((Opened::Cancelled(order), Some(form)));
+        }
         let value = if form == guess { read? } else { self.link.query(&read_command(&key, form, wanted)).await? };
         self.documents.store(form == StateForm::String, Ordering::Relaxed);
         let found = parse(value, form, wanted, delivery.item.node_id.as_str())
@@ -222,26 +232,40 @@ impl StateStore {
         Err(StateError::WrongType { key: String::from(key) })
     }
 
-    /// The script and the read in one round trip, again if the server did not know the script.
+    /// The order to stop, if the answer of an opening has one.
+    fn order(&self, delivery: &Delivery, answer: Result<Value, RedisError>) -> Result<Option<CancelOrder>, StateError> {
+        match answer {
+            Ok(value) => Ok(cancel::answer(value, 1).pop().flatten()),
+            Err(RedisError::WrongType { .. }) => {
+                Err(StateError::WrongType { key: self.keys.cancel(&delivery.item.graph_id) })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The script, the read and the question for an order to stop in one round trip, again if the server did not
+    /// know the script.
     async fn open_once(
         &self,
         call: Cmd,
-        key: &str,
+        delivery: &Delivery,
         form: StateForm,
         wanted: &Wanted,
-    ) -> Result<((Word, Option<Vec<u8>>), Result<Value, RedisError>), StateError> {
-        let mut pipeline = Pipeline::with_capacity(2);
-        pipeline.add_command(call).add_command(read_command(key, form, wanted));
+    ) -> Result<OpenedOnce, StateError> {
+        let (graph, node) = (&delivery.item.graph_id, &delivery.item.node_id);
+        let mut pipeline = Pipeline::with_capacity(3);
+        pipeline.add_command(call).add_command(read_command(&self.keys.state(graph), form, wanted));
+        pipeline.add_command(cancel::ask(&self.keys, graph, [node]));
         let mut loaded = false;
         loop {
-            let answers: Result<[_; 2], _> = self.link.pipeline(&pipeline).await?.try_into();
-            let [opened, read] = answers.map_err(|_| RedisError::Unexpected { what: "opening a run" })?;
+            let answers: Result<[_; 3], _> = self.link.pipeline(&pipeline).await?.try_into();
+            let [opened, read, order] = answers.map_err(|_| RedisError::Unexpected { what: "opening a run" })?;
             match opened {
                 Err(RedisError::NoScript) if !loaded => {
                     self.link.query(&OPEN.load()).await?;
                     loaded = true;
                 }
-                opened => return Ok((reply::word(opened?, "opening a run")?, read)),
+                opened => return Ok((reply::word(opened?, "opening a run")?, read, order)),
             }
         }
     }

@@ -159,6 +159,22 @@ async fn a_cancellation_ends_the_node_by_its_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_order_to_stop_says_who_gave_it_and_why() {
+    let order = |scope| CancelOrder { by: Some(String::from("ann")), note: None, scope };
+    let (script, cancel) = (echo_script(), Cancel::new());
+    cancel.request(order(CancelScope::Graph));
+    let report = run_node(&script, &settings(), &delivery(json!({"config": echoing(json!({}))})), &cancel).await;
+    assert_eq!(code(&report), ("cancelled", "graph_cancelled"));
+    assert!(failure(&report).message.ends_with("is cancelled by ann"), "{:?}", failure(&report));
+
+    let script = echo_script().cancelled(order(CancelScope::Node));
+    let report = script.run(echoing(json!({}))).await;
+    assert_eq!(code(&report), ("cancelled", "cancelled"));
+    assert_eq!(failure(&report).message, "the node was cancelled by ann");
+    assert!(script.calls.borrow().is_empty(), "nothing was called");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_cancelled_before_it_begins_does_not_touch_the_state() {
     let (script, cancel) = (echo_script(), Cancel::new());
     cancel.cancel(CancelReason::Lost);
