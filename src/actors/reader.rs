@@ -17,9 +17,9 @@ use crate::actors::pool::ExecutorPool;
 use crate::actors::publisher::Publisher;
 use crate::actors::supervise::{DeathWatch, Post};
 use crate::clients::redis::{Leases, Letter, RawEntry, RedisError, WorkStreams};
-use crate::domain::ids::WorkId;
+use crate::domain::ids::{EntryId, WorkId};
 use crate::domain::outcome::{Category, Failure, Outcome, Report};
-use crate::domain::work::{Delivery, Malformed, WorkItem, parse_entry};
+use crate::domain::work::{Delivery, Malformed, Meta, WorkItem, parse_entry};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::retry::backoff;
@@ -253,8 +253,7 @@ impl ReaderDeps {
             Ok((item, meta)) => {
                 custody.concerns(&item.graph_id, &item.node_id);
                 let crashes = meta.crashes + entry.crashes;
-                let origin =
-                    meta.origin.as_deref().map_or_else(|| entry.entry.clone(), crate::domain::ids::EntryId::new);
+                let origin = meta.origin.as_deref().map_or_else(|| entry.entry.clone(), EntryId::new);
                 let delivery = Delivery {
                     work_id: WorkId::new(&entry.stream, &origin),
                     stream: Arc::clone(&entry.stream),
@@ -280,14 +279,24 @@ impl ReaderDeps {
             "{} worker processes died while running this item; it is kept as a dead letter in {}:dead",
             delivery.crashes, delivery.stream
         );
-        let letter = self.letter(entry, "poison", message.clone(), &delivery.work_id, delivery.crashes);
+        let letter = Letter {
+            crashes: delivery.crashes,
+            ids: Some(delivery.item.known_ids()),
+            ..self.letter(entry, "poison", message.clone(), &delivery.work_id)
+        };
         let failure = Failure::new(Category::Poison, "max_crashes", message);
         self.publish_failure(delivery, custody, failure, letter);
     }
 
     fn malformed(&self, entry: RawEntry, malformed: Malformed, custody: Custody) {
-        let work_id = WorkId::new(&entry.stream, &entry.entry);
-        let letter = self.letter(&entry, malformed.reason, malformed.message.clone(), &work_id, entry.crashes);
+        // An entry that was added again keeps the name of its work and the number of its ends.
+        let meta = entry.meta.as_deref().and_then(|meta| serde_json::from_slice::<Meta>(meta).ok()).unwrap_or_default();
+        let origin = meta.origin.as_deref().map_or_else(|| entry.entry.clone(), EntryId::new);
+        let work_id = WorkId::new(&entry.stream, &origin);
+        let letter = Letter {
+            ids: malformed.ids.clone(),
+            ..self.letter(&entry, malformed.reason, malformed.message.clone(), &work_id)
+        };
         let Some(ids) = malformed.ids else {
             return match self.publisher.addr() {
                 // Should the Publisher die with it, the entry is found again as unheld.
@@ -311,7 +320,7 @@ impl ReaderDeps {
             stream: Arc::clone(&entry.stream),
             entry: entry.entry.clone(),
             token: entry.token.clone(),
-            meta: crate::domain::work::Meta::default(),
+            meta,
             crashes: entry.crashes,
             work_id,
             item,
@@ -336,14 +345,16 @@ impl ReaderDeps {
         }
     }
 
-    fn letter(&self, entry: &RawEntry, reason: &'static str, error: String, work_id: &WorkId, crashes: u32) -> Letter {
+    fn letter(&self, entry: &RawEntry, reason: &'static str, error: String, work_id: &WorkId) -> Letter {
         Letter {
             reason: reason.into(),
             error,
             data: entry.data.clone().unwrap_or_default(),
+            meta: entry.meta.clone(),
+            ids: None,
             work_id: work_id.to_string(),
             deliveries: entry.token.deliveries,
-            crashes,
+            crashes: entry.crashes,
             worker_id: self.worker_id.clone(),
             at: Timestamp::now(),
         }

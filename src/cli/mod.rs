@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod config;
+pub mod dead_letters;
 pub mod dev;
 pub mod exec;
 pub mod healthcheck;
@@ -32,6 +33,8 @@ const EXIT_CODES: &str = "Exit codes:
 
 /// A generic failure.
 pub const FAILED: u8 = 1;
+/// Arguments that do not go together; clap's own code.
+pub const WRONG_ARGUMENTS: u8 = 2;
 /// A service does not answer.
 pub const UNAVAILABLE: u8 = 69;
 /// Wrong configuration.
@@ -72,6 +75,9 @@ enum Command {
     Tools(tools::ToolsArgs),
     /// Stop a node, or every node of a graph, wherever it runs.
     Cancel(cancel::CancelArgs),
+    /// Show, retry or delete the work that no worker tries again.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -108,6 +114,7 @@ impl Cli {
             Command::Exec(args) => exec::run(&settings, &args),
             Command::Tools(args) => tools::run(&settings, &args),
             Command::Cancel(args) => cancel::run(&settings, &args),
+            Command::DeadLetters(command) => dead_letters::run(&settings, &command),
             Command::Config(command) => config::run(&settings, &command),
             Command::Healthcheck(args) => healthcheck::run(&settings, &args),
             Command::Completions { shell } => completions(shell),

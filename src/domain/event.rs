@@ -117,10 +117,14 @@ impl<'a> Event<'a> {
     }
 }
 
-/// The id of a work item's one terminal event: derived from the work, never drawn, so that every copy bears it.
-pub fn terminal_event_id(work_id: &WorkId) -> String {
+/// The id of a work item's one terminal event: derived from the work, never drawn, so that every copy bears it. Work
+/// that was brought back from the dead letters ends once more, under another id.
+pub fn terminal_event_id(work_id: &WorkId, redriven: u32) -> String {
     use std::fmt::Write as _;
-    let digest = Sha256::digest(work_id.as_str().as_bytes());
+    let digest = match redriven {
+        0 => Sha256::digest(work_id.as_str().as_bytes()),
+        again => Sha256::digest(format!("{work_id}\n{again}").as_bytes()),
+    };
     let mut id = String::with_capacity(36);
     id.push_str("evt_");
     for byte in &digest[..16] {
@@ -182,8 +186,11 @@ mod tests {
     #[test]
     fn every_copy_of_a_terminal_event_bears_the_same_id() {
         let work = WorkId::new("executor.work", &EntryId::new("5-0"));
-        assert_eq!(terminal_event_id(&work), terminal_event_id(&work.clone()));
-        assert_ne!(terminal_event_id(&work), terminal_event_id(&WorkId::new("executor.work", &EntryId::new("5-1"))));
-        assert_eq!(terminal_event_id(&work).len(), 36);
+        let other = WorkId::new("executor.work", &EntryId::new("5-1"));
+        assert_eq!(terminal_event_id(&work, 0), terminal_event_id(&work.clone(), 0));
+        assert_ne!(terminal_event_id(&work, 0), terminal_event_id(&other, 0));
+        assert_eq!(terminal_event_id(&work, 0).len(), 36);
+        let redriven = [terminal_event_id(&work, 0), terminal_event_id(&work, 1), terminal_event_id(&work, 2)];
+        assert!(redriven[0] != redriven[1] && redriven[1] != redriven[2], "each end of its own has its own id");
     }
 }

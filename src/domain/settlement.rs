@@ -62,6 +62,8 @@ struct Metadata<'a> {
     mode: Option<&'static str>,
     attempt: u32,
     duration_ms: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redriven: Option<u32>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     warnings: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,6 +87,7 @@ impl Execution<'_> {
             mode: report.mode.map(crate::domain::node::Mode::as_str),
             attempt: report.spent.attempts.max(1) + self.delivery.meta.attempt,
             duration_ms: self.completed_at.as_millisecond() - self.started_at.as_millisecond(),
+            redriven: Some(self.delivery.meta.redriven).filter(|&times| times > 0),
             warnings: &report.warnings,
             traceparent: item.traceparent.as_deref(),
             item: item.metadata.as_deref(),
@@ -117,7 +120,7 @@ impl Execution<'_> {
             run_id: item.run_id.as_str(),
             metadata: &metadata,
         };
-        let event_id = terminal_event_id(&self.delivery.work_id);
+        let event_id = terminal_event_id(&self.delivery.work_id, self.delivery.meta.redriven);
         let event_json = Event::new(event, &event_id, subject, self.completed_at, &data, &metadata).to_json();
         let node_json = serde_json::to_string(&record).expect("a node state has string keys");
         Written { event, event_id, event_json, node_json }

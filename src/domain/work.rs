@@ -35,6 +35,15 @@ pub struct Meta {
     /// Processes that died with it.
     #[serde(default)]
     pub crashes: u32,
+    /// How often somebody brought it back from the dead letters.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redriven: u32,
+}
+
+// The signature is serde's.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// One delivered entry of a work stream.

@@ -192,7 +192,7 @@ fn delivery(raw: RawEntry) -> Arc<Delivery> {
 
 /// The end of a run that completed.
 fn settlement(delivery: &Arc<Delivery>) -> Settlement {
-    let event_id = terminal_event_id(&delivery.work_id);
+    let event_id = terminal_event_id(&delivery.work_id, delivery.meta.redriven);
     Settlement {
         delivery: Arc::clone(delivery),
         event: EventType::NodeCompleted,
@@ -209,6 +209,8 @@ fn letter(data: Vec<u8>) -> Letter {
         reason: "not_json".into(),
         error: String::from("field `data` is not valid JSON"),
         data,
+        meta: None,
+        ids: None,
         work_id: String::from("executor.work/1-0"),
         deliveries: 2,
         crashes: 1,

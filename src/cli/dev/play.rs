@@ -14,7 +14,7 @@ use crate::cli::dev::stage::Stage;
 use crate::cli::dev::verdict::{self, Leftovers};
 use crate::cli::dev::{Interrupts, Trouble, print_addresses, print_line};
 use crate::cli::{FAILED, UNAVAILABLE};
-use crate::clients::redis::{DeadLetter, EventTail, dead_letters, stream_stats, submit};
+use crate::clients::redis::{DeadLetter, DeadLetters, EventTail, Span, stream_stats, submit};
 use crate::domain::event::EventType;
 use crate::domain::work::WorkItem;
 
@@ -113,7 +113,9 @@ impl<'a> Play<'a> {
     pub async fn differences(&mut self) -> Result<Vec<String>, Trouble> {
         let stream = self.stage.stream().to_owned();
         let stats = stream_stats(&self.stage.link, &stream, &self.stage.config.work.group).await?;
-        self.letters = dead_letters(&self.stage.link, &self.stage.keys.dead(&stream), LETTERS).await?;
+        let letters = DeadLetters::new(self.stage.link.clone(), self.stage.keys.clone());
+        self.letters = letters.read(&stream, Span::all()).await?.next().await?;
+        self.letters.truncate(LETTERS);
         let leftovers = Leftovers { stats, letters: &self.letters };
         let runs: Vec<(&Sample, Option<&Run>)> = SAMPLES
             .iter()

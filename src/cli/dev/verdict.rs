@@ -190,6 +190,7 @@ mod tests {
             reason: String::from("poison"),
             error: String::from("it kills"),
             crashes,
+            ..DeadLetter::default()
         }
     }
 

@@ -7,8 +7,13 @@ use jiff::Timestamp;
 use redis::Cmd;
 use sha2::{Digest, Sha256};
 
+use crate::domain::work::KnownIds;
+
 /// Bytes of `data` that a dead letter keeps; of larger data it keeps these, the length and the digest.
 pub const LETTER_BYTES: usize = 64 * 1024;
+
+/// Bytes of `meta` that are kept.
+const META_BYTES: usize = 4096;
 
 /// One entry of a dead-letter stream.
 #[derive(Debug, Clone)]
@@ -19,6 +24,10 @@ pub struct Letter {
     pub error: String,
     /// The field `data` of the work entry as it was; empty if it had none.
     pub data: Vec<u8>,
+    /// Its field `meta`, if it had one.
+    pub meta: Option<Vec<u8>>,
+    /// The ids of the run, if they could be read.
+    pub ids: Option<KnownIds>,
     /// The name of the work: stream and first entry id.
     pub work_id: String,
     /// How often the entry was delivered.
@@ -52,6 +61,15 @@ impl Letter {
             .arg(&self.worker_id)
             .arg("at")
             .arg(self.at.to_string());
+        // What the worker itself wrote is short; anything else is not ours to keep.
+        if let Some(meta) = self.meta.as_deref().filter(|meta| meta.len() <= META_BYTES) {
+            command.arg("meta").arg(meta);
+        }
+        if let Some(ids) = &self.ids {
+            command.arg("graph_id").arg(ids.graph_id.as_str());
+            command.arg("node_id").arg(ids.node_id.as_str());
+            command.arg("run_id").arg(ids.run_id.as_str());
+        }
         if kept.len() < self.data.len() {
             command.arg("length").arg(self.data.len()).arg("sha256").arg(sha256(&self.data));
         }

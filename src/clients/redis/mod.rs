@@ -26,7 +26,7 @@ mod state;
 mod stream;
 
 pub use cancel::{CancelOrders, CancelWatch};
-pub use dead_letters::{DeadLetter, dead_letters};
+pub use dead_letters::{DeadLetter, DeadLetters, Pages, Redriven, Span};
 pub use error::RedisError;
 pub use events::{EventLog, EventTail, TailedEvent};
 pub use forget::forget;
@@ -35,7 +35,7 @@ pub use lease::{Held, Leases, RELEASED, Renewal};
 pub use letter::{LETTER_BYTES, Letter};
 pub use link::Link;
 pub use registry::WorkerRegistry;
-pub use server::{ServerFacts, StreamStats, preflight, stream_stats, submit};
+pub use server::{ServerFacts, StreamStats, now_millis, preflight, stream_stats, submit};
 pub use settle::{Settled, Settlement, Settler};
 pub use state::{StateError, StateForm, StateStore};
 pub use stream::{RawEntry, WorkStreams};

@@ -55,6 +55,16 @@ pub async fn preflight(link: &Link) -> Result<ServerFacts, RedisError> {
     }
 }
 
+/// The server's clock, in milliseconds since 1970: the one that entry ids are made of.
+pub async fn now_millis(link: &Link) -> Result<u64, RedisError> {
+    let what = "the server's clock";
+    let [seconds, micros] = reply::tuple::<2>(link.query(&redis::cmd("TIME")).await?, what)?;
+    match (reply::number(&seconds), reply::number(&micros)) {
+        (Some(seconds), Some(micros)) => Ok(seconds * 1000 + micros / 1000),
+        _ => Err(RedisError::Unexpected { what }),
+    }
+}
+
 /// How much waits in a work stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StreamStats {

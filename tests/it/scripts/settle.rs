@@ -27,7 +27,7 @@ async fn a_settled_run_is_acknowledged_written_recorded_and_told() {
     let state: HashMap<String, String> = world.redis(&["HGETALL", &world.key("state:g")]).await;
     assert_eq!(state["node:n"], r#"{"node_id":"n","status":"completed","output":1}"#);
     assert_eq!((state["status"].as_str(), state.len()), ("running", 3));
-    let event_id = terminal_event_id(&delivery.work_id);
+    let event_id = terminal_event_id(&delivery.work_id, 0);
     assert_eq!(
         world.events(EventType::NodeCompleted).await,
         [(format!(r#"{{"id":"{event_id}"}}"#), String::from("1"))]
