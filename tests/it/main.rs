@@ -1,5 +1,6 @@
 //! Tests against real servers, in one binary. Each module holds one subject; `harness` starts what they need.
 
+mod cancel;
 mod chaos;
 mod concurrency;
 mod config_start;

@@ -1,6 +1,7 @@
 //! Every server-side script with its every answer, against a real Redis: streams, leases, state, settling.
 
 mod cancel;
+mod dead_letters;
 mod events;
 mod lease;
 mod open;
@@ -107,6 +108,10 @@ impl World {
 
     fn key(&self, name: &str) -> String {
         format!("{}{name}", self.state.prefix)
+    }
+
+    fn key_of_letters(&self) -> String {
+        self.keys.dead(&self.stream)
     }
 
     async fn length(&self, key: &str) -> u64 {

@@ -305,6 +305,12 @@ impl Bed {
         events
     }
 
+    /// Waits until there are so many terminal events while other work goes on.
+    pub async fn ended_so_far(&self, count: usize) -> Vec<Event> {
+        eventually(&format!("{count} terminal events"), async || (self.count().await >= count).then_some(())).await;
+        self.events().await
+    }
+
     /// Submits one item and waits for its end.
     pub async fn run(&self, item: &Value) -> Event {
         let before = self.count().await;
