@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::custody::Custody;
 use crate::actors::messages::{DeadLetter, NodeFinished};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Leases, RedisError, Settled, Settlement, Settler};
+use crate::clients::redis::{Keys, Leases, RedisError, Settled, Settlement, Settler};
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::domain::settlement::{End, Execution, Written};
 use crate::domain::work::Delivery;
@@ -29,6 +29,8 @@ pub struct PublisherDeps {
     pub settler: Settler,
     /// The lease scripts, for entries that are handed back.
     pub leases: Leases,
+    /// Which keys are whose.
+    pub keys: Keys,
     /// The worker's name.
     pub worker_id: String,
     /// What the worker knows about itself.
@@ -109,7 +111,14 @@ impl PublisherDeps {
         };
         let settlement = settlement(&delivery, written, letter, failure.as_ref());
         custody.settling();
-        match self.until_answered(|| self.settler.settle(&settlement)).await {
+        let mut answer = self.until_answered(|| self.settler.settle(&settlement)).await;
+        if let Some(Settled::WrongType { key }) = &answer {
+            // The state cannot take the node's end, and waiting would not change that: the event tells it.
+            tracing::error!(key, "the graph's state cannot be read or written, the result goes out as an event alone");
+            let without_state = Settlement { write_state: false, ..settlement.clone() };
+            answer = self.until_answered(|| self.settler.settle(&without_state)).await;
+        }
+        match answer {
             Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
                 self.health.processed(completed_at);
                 self.settled(&settlement, &report, failure.as_ref(), mode, took);
@@ -170,8 +179,8 @@ impl PublisherDeps {
         }
     }
 
-    /// Asks Redis until it answers: its answer alone says whether the result is written. A result that is held stops
-    /// the reader from fetching more. None only when the worker gives up.
+    /// Asks Redis until it answers: its answer alone says whether the result is written. A result that Redis refuses
+    /// or cannot be asked about stops the reader from fetching more. None only when the worker gives up.
     async fn until_answered<F>(&self, ask: impl Fn() -> F) -> Option<Settled>
     where
         F: Future<Output = Result<Settled, RedisError>>,
@@ -181,19 +190,24 @@ impl PublisherDeps {
         loop {
             let problem = match ask().await {
                 Ok(Settled::Conflict) => String::from("the state document keeps changing"),
-                Ok(Settled::WrongType { key }) => format!("key {key} has the wrong type; delete or rename it"),
+                Ok(Settled::WrongType { key }) if !self.keys.is_state(&key) => {
+                    format!("key {key} has the wrong type; delete or rename it")
+                }
                 Ok(answer) => {
                     self.health.redis_answers(true);
                     return Some(answer);
                 }
-                Err(error) => error.to_string(),
+                Err(error) => {
+                    // What Redis does not take from us now it would not take for further work either.
+                    holding.get_or_insert_with(|| Holding::new(&self.health));
+                    error.to_string()
+                }
             };
             attempt += 1;
             self.metrics.settle_retries.inc();
             if attempt == 3 {
                 tracing::warn!(problem, "a result cannot be written yet and is held");
             }
-            holding.get_or_insert_with(|| Holding::new(&self.health));
             let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, attempt, 0.5 + fastrand::f64() / 2.0);
             tokio::select! {
                 () = self.give_up.cancelled() => return None,

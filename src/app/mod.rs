@@ -152,6 +152,7 @@ impl Worker {
                 &config.work.group,
             ),
             leases: leases.clone(),
+            keys: keys.clone(),
             worker_id: worker_id.clone(),
             health: Arc::clone(&health),
             metrics: Arc::clone(&metrics),

@@ -274,7 +274,10 @@ impl Check<'_> {
             if !is_host_pattern(host) {
                 self.blame(
                     &["tools.http_request.allow"],
-                    format!("place {} must be `host`, `host:port`, `*.domain` or `*`, with no scheme and no path", at + 1),
+                    format!(
+                        "place {} must be `host`, `host:port`, `*.domain` or `*`, with no scheme and no path",
+                        at + 1
+                    ),
                 );
             }
         }
@@ -306,9 +309,9 @@ fn is_host_pattern(text: &str) -> bool {
     let host = text.strip_prefix("*.").unwrap_or(text);
     text == "*"
         || !host.is_empty()
-        && !host.contains(['/', '?', '#', '@', '*', '\\'])
-        && !host.contains(char::is_whitespace)
-        && Url::parse(&format!("http://{host}/")).is_ok()
+            && !host.contains(['/', '?', '#', '@', '*', '\\'])
+            && !host.contains(char::is_whitespace)
+            && Url::parse(&format!("http://{host}/")).is_ok()
 }
 
 /// Whether a text is a level or a list of directives. A lone word that is no level would silently log everything of a

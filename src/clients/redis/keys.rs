@@ -22,6 +22,11 @@ impl Keys {
         self.join("state:", graph.as_str())
     }
 
+    /// Whether a key is some graph's state.
+    pub fn is_state(&self, key: &str) -> bool {
+        key.strip_prefix(&*self.prefix).is_some_and(|key| key.starts_with("state:"))
+    }
+
     /// The records of the graph's runs.
     pub fn done(&self, graph: &GraphId) -> String {
         self.join("done:", graph.as_str())
