@@ -186,3 +186,23 @@ async fn nodes_of_a_cancelled_graph_end_as_cancelled() {
         fails(&bed, &format!("n {layout:?}"), config, "cancelled", "graph_cancelled").await;
     }
 }
+
+#[tokio::test]
+async fn a_state_that_breaks_while_its_node_runs_holds_nobody_up() {
+    let (bed, gate) = (Bed::new().await, Gate::start().await);
+    let _worker = bed.worker("w1").set("tools.http_request.allow", gate.host()).start().ready().await;
+    bed.submit(&item("broken", gate.node("door"))).await;
+    gate.arrived("door", 1).await;
+    let key = bed.key("state:g");
+    bed.ask::<u64>(&["DEL", &key]).await;
+    bed.ask::<u64>(&["RPUSH", &key, "not a state"]).await;
+    gate.open("door");
+    let event = bed.ended(1).await.pop().expect("the result goes out as an event");
+    assert_eq!(event["type"], "node.completed");
+
+    // The reader goes on: a result that a key cannot take is no trouble of the server.
+    let other = json!({"graph_id": "other", "node_id": "n", "config": {"tool_name": "current_time"}, "inputs": {}});
+    bed.submit(&other).await;
+    bed.ended(2).await;
+    bed.settled().await;
+}
