@@ -27,7 +27,11 @@ use crate::modes::scope::{MAX_DEPTH, Scope, measure};
 use crate::modes::template::{TemplateError, ValueTemplate};
 use crate::modes::tool::{self, ToolPlan, ToolTask};
 use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
-use crate::retry::RetryPolicy;
+use crate::retry::{Retry, RetryPolicy, backoff};
+
+/// Upper bounds of the waits for a store that is away: work goes on soon after it is back.
+const STORE_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest limit of time; a sum with a longer one might not be a moment any more.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -212,13 +216,28 @@ impl<P: Ports> NodeRun<'_, P> {
     }
 
     /// A step at the store. The node's own time begins only when the run is known to be ours.
-    async fn store_step<T, F, Op>(&self, operation: F) -> Result<T, Failure>
+    ///
+    /// A store that is away is no fault of the node, and its failure could not be written either: the step is tried
+    /// for as long as a node may take. Whoever reads work logs the outage, once.
+    async fn store_step<T, F, Op>(&self, mut operation: F) -> Result<T, Failure>
     where
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
     {
         let limit = self.start + self.settings.node_timeout.min(LONGEST);
-        self.ledger.step("state load", &self.settings.retry, limit, operation).await
+        let mut attempt = 0;
+        loop {
+            let failure = match operation().await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            attempt += 1;
+            let pause = backoff(STORE_PAUSE, LONGEST_STORE_PAUSE, attempt, 0.5 + fastrand::f64() / 2.0);
+            if failure.retry() == Retry::Never || Instant::now() + pause >= limit {
+                return Err(Failure { attempts: attempt, ..failure });
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 

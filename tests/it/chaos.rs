@@ -70,11 +70,14 @@ async fn a_redis_that_is_killed_again_and_again_loses_and_doubles_nothing() {
     let (mut bed, gate) = (Bed::with_own_redis(&durable).await, Gate::start().await);
     gate.open_all();
     let spec = |id: &str| bed.worker(id).set("tools.http_request.allow", gate.host()).set("pool.size", "4").start();
-    let _workers = [spec("w1").ready().await, spec("w2").ready().await];
+    let workers = [spec("w1").ready().await, spec("w2").ready().await];
     bed.submit_all((0..ITEMS).map(|at| item(at, gate.node(&format!("{at}"))))).await;
     for round in 1..=3 {
         eventually("more items end", async || (bed.count().await >= round * 15).then_some(())).await;
         bed.own_server().kill();
+        for worker in &workers {
+            worker.answers("/ready", 503).await;
+        }
         bed.own_server().start_again();
         bed.reconnect().await;
     }

@@ -130,12 +130,19 @@ async fn a_cancelled_graph_runs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_load_is_tried_again() {
-    let busy = || Failure::retriable("redis_unavailable", "no connection");
-    let report = echo_script().store_fails([busy(), busy()]).run(echoing(json!({}))).await;
-    assert_eq!((output(&report), report.spent.attempts), (json!({}), 3));
-    let report = echo_script().store_fails([busy(), busy(), busy()]).run(echoing(json!({}))).await;
-    assert_eq!((code(&report), failure(&report).attempts), (("retriable", "redis_unavailable"), 3));
+async fn a_store_that_is_away_is_waited_for_and_costs_no_attempt() {
+    let away = || std::iter::repeat_with(|| Failure::retriable("redis_unavailable", "no connection"));
+    let report = echo_script().store_fails(away().take(20)).run(echoing(json!({}))).await;
+    assert_eq!((output(&report), report.spent.attempts), (json!({}), 1));
+    let report = echo_script().store_fails(away().take(10_000)).run(echoing(json!({}))).await;
+    assert_eq!(code(&report), ("retriable", "redis_unavailable"), "the node's time ends the wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_says_no_is_not_asked_again() {
+    let missing = Failure::validation("state_missing", "no state");
+    let report = echo_script().store_fails([missing]).run(echoing(json!({}))).await;
+    assert_eq!(code(&report), ("validation", "state_missing"));
 }
 
 async fn cancelled_after_a_second(reason: CancelReason) -> Report {
