@@ -4,6 +4,7 @@ mod cancel;
 mod chaos;
 mod concurrency;
 mod config_start;
+mod dead_letters;
 mod errors;
 mod events;
 mod harness;

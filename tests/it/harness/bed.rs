@@ -289,9 +289,14 @@ impl Bed {
         entries.into_iter().map(|(_, fields)| fields).collect()
     }
 
+    /// Where the dead letters are.
+    pub fn letters(&self) -> String {
+        format!("{}:dead", self.stream)
+    }
+
     /// The dead letters, each as its fields.
     pub async fn dead_letters(&self) -> Vec<HashMap<String, Vec<u8>>> {
-        let entries = self.entries(&format!("{}:dead", self.stream)).await;
+        let entries = self.entries(&self.letters()).await;
         entries.into_iter().map(|fields| fields.into_iter().collect()).collect()
     }
 
