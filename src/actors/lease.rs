@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::custody::InFlight;
 use crate::actors::supervise::DeathWatch;
 use crate::clients::redis::{CancelWatch, Leases, RedisError, Renewal};
+use crate::health::Health;
 use crate::metrics::Metrics;
 
 /// Whether expired leases of others may be taken over.
@@ -69,6 +70,8 @@ pub struct LeaseDeps {
     pub gate: Arc<Gate>,
     /// How often leases are renewed.
     pub renew: Duration,
+    /// What the worker knows about itself.
+    pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Cancelled when leases end.
@@ -113,6 +116,7 @@ async fn keep_until_stopped(deps: &LeaseDeps) {
             Ok(()) => {
                 deps.gate.answered(Instant::now());
                 if std::mem::take(&mut failing) {
+                    deps.health.redis_answers(true);
                     tracing::info!("leases are renewed again");
                 }
                 // Renewing comes first: what takes long here must not cost a lease.
@@ -120,6 +124,10 @@ async fn keep_until_stopped(deps: &LeaseDeps) {
             }
             Err(error) => {
                 deps.gate.broke();
+                // The reader does not ask while the pool is full.
+                if error.is_outage() {
+                    deps.health.redis_answers(false);
+                }
                 // One line an outage, not one a tick.
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%error, "renewing leases failed, trying on");

@@ -188,7 +188,11 @@ impl PublisherDeps {
         let mut holding = None;
         let mut attempt = 0;
         loop {
-            let problem = match ask().await {
+            let answer = ask().await;
+            if answer.is_ok() {
+                holding = None;
+            }
+            let problem = match answer {
                 Ok(Settled::Conflict) => String::from("the state document keeps changing"),
                 Ok(Settled::WrongType { key }) if !self.keys.is_state(&key) => {
                     format!("key {key} has the wrong type; delete or rename it")
@@ -198,6 +202,9 @@ impl PublisherDeps {
                     return Some(answer);
                 }
                 Err(error) => {
+                    if error.is_outage() {
+                        self.health.redis_answers(false);
+                    }
                     // What Redis does not take from us now it would not take for further work either.
                     holding.get_or_insert_with(|| Holding::new(&self.health));
                     error.to_string()

@@ -105,7 +105,9 @@ async fn read_until_stopped(deps: &ReaderDeps) {
     while !deps.stop.is_cancelled() {
         deps.health.reader_moved();
         match turn(deps, &mut streams, &mut prepared, &mut rounds).await {
-            Ok(()) => {
+            // A turn that asked nothing knows nothing.
+            Ok(Asked::No) => {}
+            Ok(Asked::Yes) => {
                 if failures > 0 {
                     tracing::info!(failures, "redis answers again");
                 }
@@ -153,15 +155,23 @@ impl Rounds {
     }
 }
 
+/// Whether a turn of the loop asked Redis, which then answered.
+enum Asked {
+    Yes,
+    No,
+}
+
 /// One turn of the loop: groups, permits, entries that change hands, one read.
 async fn turn(
     deps: &ReaderDeps,
     streams: &mut WorkStreams,
     prepared: &mut bool,
     rounds: &mut Rounds,
-) -> Result<(), RedisError> {
+) -> Result<Asked, RedisError> {
+    let mut asked = Asked::No;
     if !*prepared {
         streams.ensure_groups().await?;
+        asked = Asked::Yes;
         *prepared = true;
         deps.health.groups_ready(true);
         *rounds = Rounds::default();
@@ -169,15 +179,15 @@ async fn turn(
     if deps.health.holds_results() {
         // Redis does not take results: what it would hand out now could not be settled either.
         tokio::time::sleep(HOLD_PAUSE).await;
-        return Ok(());
+        return Ok(asked);
     }
-    let Some(mut permits) = deps.permits().await else { return Ok(()) };
+    let Some(mut permits) = deps.permits().await else { return Ok(asked) };
     if Rounds::due(&mut rounds.released, deps.sweep.min(RELEASED_ROUND)) {
         // A fleet that lost a worker should not look for its work in one instant.
         let expired = Rounds::due(&mut rounds.expired, deps.sweep.mul_f64(0.9 + fastrand::f64() * 0.2));
         deps.take_over(&mut permits, expired && deps.gate.open(Instant::now())).await?;
         if permits.num_permits() == 0 {
-            return Ok(());
+            return Ok(Asked::Yes);
         }
     }
     let entries = streams.read(permits.num_permits()).await?;
@@ -186,7 +196,7 @@ async fn turn(
         let permit = permits.split(1).expect("a read returns at most as many entries as there are permits");
         deps.accept(entry, permit);
     }
-    Ok(())
+    Ok(Asked::Yes)
 }
 
 impl ReaderDeps {

@@ -224,6 +224,7 @@ impl Worker {
             in_flight: in_flight.clone(),
             gate,
             renew: config.lease.renew(),
+            health: Arc::clone(&health),
             metrics: Arc::clone(&metrics),
             stop: phases.end.clone(),
         });
