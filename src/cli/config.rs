@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use crate::cli::Settings;
+use crate::cli::{Settings, complain};
 use crate::config::error::ConfigError;
 use crate::config::load::{Loaded, load_file};
 use crate::config::show as render;
@@ -36,7 +36,7 @@ pub fn run(settings: &Settings, command: &ConfigCommand) -> u8 {
         ConfigCommand::Check { file: Some(file) } => match check(file) {
             Ok(text) => text,
             Err(error) => {
-                eprintln!("executor-worker: {error}");
+                complain(error);
                 return ConfigError::EXIT_CODE;
             }
         },

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actors::handles::{LlmHandle, ToolHandle};
 use crate::app::wiring::Running;
-use crate::cli::{FAILED, Settings, fail, read_input};
+use crate::cli::{FAILED, Settings, fail, print_line, print_note, read_input, read_object};
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
 use crate::domain::outcome::Failure;
@@ -51,10 +51,10 @@ pub fn run(settings: &Settings, args: &ExecArgs) -> u8 {
     };
     let (delivery, state) = match prepare(args) {
         Ok(prepared) => prepared,
-        Err(error) => return fail(&error),
+        Err(error) => return fail(error),
     };
     if let Err(error) = telemetry::init(&config.log, &config.worker.id) {
-        return fail(&error);
+        return fail(error);
     }
     let report = System::new().block_on(async {
         let (health, metrics) = (Arc::new(Health::new(Duration::MAX)), Arc::new(Metrics::new("exec")));
@@ -80,12 +80,12 @@ pub fn run(settings: &Settings, args: &ExecArgs) -> u8 {
     });
     match report {
         Ok(report) => print(&report, args.json),
-        Err(error) => fail(&error),
+        Err(error) => fail(error),
     }
 }
 
 fn prepare(args: &ExecArgs) -> anyhow::Result<(Arc<Delivery>, Document)> {
-    let text = read_input(&args.file)?;
+    let text = read_object(&args.file)?;
     let entry = EntryId::new("0-0");
     let item = match WorkItem::parse(text.as_bytes(), "exec", &entry) {
         Ok(item) => item,
@@ -117,14 +117,14 @@ fn print(report: &Report, whole: bool) -> u8 {
     let (code, outcome) = match &report.outcome {
         Outcome::Completed { output, mapped } => {
             if !whole {
-                println!("{output}");
+                print_line(output);
             }
             (0, json!({"status": "completed", "output": output, "mapped": mapped}))
         }
         Outcome::Failed { failure, partial } => {
             if !whole {
                 let kind = format!("{} ({})", failure.category.as_str(), failure.code);
-                eprintln!("{} {kind}: {failure}", style("failed").for_stderr().red());
+                print_note(format_args!("{} {kind}: {failure}", style("failed").for_stderr().red()));
             }
             let details = json!({"category": failure.category, "code": failure.code, "attempts": failure.attempts});
             (
@@ -133,12 +133,12 @@ fn print(report: &Report, whole: bool) -> u8 {
             )
         }
         Outcome::Duplicate | Outcome::Lost | Outcome::Unfinished => {
-            eprintln!("the node did not run to its end");
+            print_note("the node did not run to its end");
             (FAILED, json!({"status": "unfinished"}))
         }
     };
     for warning in &report.warnings {
-        eprintln!("{} {warning}", style("warning").for_stderr().yellow());
+        print_note(format_args!("{} {warning}", style("warning").for_stderr().yellow()));
     }
     if whole {
         let mut all = outcome;
@@ -147,7 +147,7 @@ fn print(report: &Report, whole: bool) -> u8 {
         all["attempts"] = json!(report.spent.attempts);
         all["tool_calls"] = json!(report.spent.tool_calls);
         all["warnings"] = json!(report.warnings);
-        println!("{}", serde_json::to_string_pretty(&all).expect("an outcome has string keys"));
+        print_line(serde_json::to_string_pretty(&all).expect("an outcome has string keys"));
     }
     code
 }
@@ -237,7 +237,7 @@ struct Steps(bool);
 impl Events for Steps {
     fn progress(&self, _: &Arc<Delivery>, kind: EventType, data: Value) {
         if self.0 {
-            eprintln!("{} {data}", style(kind.as_str()).for_stderr().dim());
+            print_note(format_args!("{} {data}", style(kind.as_str()).for_stderr().dim()));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::{FAILED, Settings};
+use crate::cli::{FAILED, Settings, complain};
 
 /// Time for everything: a probe that hangs is a probe that failed.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -35,11 +35,14 @@ pub fn run(settings: &Settings, args: &HealthcheckArgs) -> u8 {
     match ask(host, config.port, path) {
         Ok((200, _)) => 0,
         Ok((status, body)) => {
-            eprintln!("{path} answered {status}: {body}");
+            complain(format_args!("{path} answered {status}: {body}"));
             FAILED
         }
         Err(error) => {
-            eprintln!("{path} on {host}:{} did not answer: {error}", config.port);
+            complain(format_args!(
+                "no worker answers {path} on {host}:{} ({error}); HEALTH_PORT or `http.port` says where it listens",
+                config.port
+            ));
             FAILED
         }
     }

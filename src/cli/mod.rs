@@ -12,8 +12,9 @@ pub mod scripted_model;
 pub mod submit;
 pub mod tools;
 
+use std::fmt::Display;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -54,10 +55,11 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
     /// Configuration file (TOML) laid over the compiled-in defaults. Environment: EXECUTOR_CONFIG
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
     /// Sets one key, such as `--set pool.size=8`; wins over the file and the environment.
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = assignment)]
+    #[arg(help_heading = "Configuration")]
     pub set: Vec<(String, String)>,
 }
 
@@ -131,7 +133,7 @@ impl Settings {
         let options =
             LoadOptions { file: self.config.clone(), flags: self.set.clone(), env: std::env::vars_os().collect() };
         load(&options).map_err(|error| {
-            eprintln!("executor-worker: {error}");
+            complain(error);
             WRONG_CONFIG
         })
     }
@@ -153,16 +155,27 @@ fn completions(shell: Shell) -> u8 {
 fn mcp_demo() -> u8 {
     match block_on(mcp_demo::run()) {
         Ok(()) => 0,
-        Err(error) => fail(&error),
+        Err(error) => fail(error),
     }
 }
 
 /// Reads a file, or stdin for `-`.
-pub fn read_input(path: &std::path::Path) -> anyhow::Result<String> {
+pub fn read_input(path: &Path) -> anyhow::Result<String> {
     if path.as_os_str() == "-" {
         return Ok(std::io::read_to_string(std::io::stdin())?);
     }
     std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("cannot read {}: {error}", path.display()))
+}
+
+/// The same for a JSON object, with the place of a mistake in words about the file.
+pub fn read_object(path: &Path) -> anyhow::Result<String> {
+    let text = read_input(path)?;
+    let name = if path.as_os_str() == "-" { "the input".into() } else { path.display().to_string() };
+    match serde_json::from_str::<serde_json::Value>(&text) {
+        Ok(serde_json::Value::Object(_)) => Ok(text),
+        Ok(_) => Err(anyhow::anyhow!("{name} is JSON, but no object")),
+        Err(error) => Err(anyhow::anyhow!("{name} is not JSON: {error}")),
+    }
 }
 
 /// Runs a future on a runtime of this thread, for commands that need no actors.
@@ -171,10 +184,40 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.expect("a runtime on this thread can always be made").block_on(work)
 }
 
-/// Says on stderr what went wrong, causes included.
-pub fn fail(error: &dyn std::fmt::Display) -> u8 {
-    eprintln!("executor-worker: {error:#}");
+/// Writes a line of the result to stdout. A reader that went away, such as `head`, changes nothing about the answer.
+pub fn print_line(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Writes a line beside the result, to stderr, under the same rule.
+pub fn print_note(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Says on stderr, under the program's name, what is wrong.
+pub fn complain(what: impl Display) {
+    print_note(format_args!("executor-worker: {what}"));
+}
+
+/// Complains about a failure, causes included; the answer is the exit code.
+pub fn fail(error: impl Into<anyhow::Error>) -> u8 {
+    complain(causes(&error.into()));
     FAILED
+}
+
+/// Complains that Redis does not serve, with its address, which has no password in it; the answer is the exit code.
+pub fn redis_away(error: &anyhow::Error, config: &Config) -> u8 {
+    complain(format_args!("{} (redis.url is {}; REDIS_ADDR sets it)", causes(error), config.redis.url));
+    UNAVAILABLE
+}
+
+/// The error and its causes in one line; what an error repeats of its cause is not told twice.
+pub fn causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.contains(&cause) {
+        true => told,
+        false if told.is_empty() => cause,
+        false => format!("{told}: {cause}"),
+    })
 }
 
 #[cfg(test)]
@@ -191,5 +234,12 @@ mod tests {
         let cli = Cli::try_parse_from(["executor-worker", "--set", "pool.size=8"]).expect("it parses");
         assert!(cli.command.is_none());
         assert_eq!(cli.settings.set, [(String::from("pool.size"), String::from("8"))]);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let io = std::io::Error::other("refused");
+        let error = anyhow::Error::new(io).context("no connection: refused").context("the store is away");
+        assert_eq!(causes(&error), "the store is away: no connection: refused");
     }
 }

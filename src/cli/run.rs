@@ -1,6 +1,6 @@
 //! `run`: the worker.
 
-use crate::cli::{FAILED, Settings, WRONG_CONFIG};
+use crate::cli::{FAILED, Settings, WRONG_CONFIG, causes, complain};
 use crate::{app, telemetry};
 
 /// Loads the configuration, sets up logs and runs until a signal.
@@ -10,16 +10,16 @@ pub fn run(settings: &Settings) -> u8 {
         Err(code) => return code,
     };
     if let Err(error) = telemetry::init(&loaded.config.log, &loaded.config.worker.id) {
-        eprintln!("executor-worker: {error}");
+        complain(error);
         return WRONG_CONFIG;
     }
     for warning in &loaded.warnings {
-        tracing::warn!(warning, "configuration");
+        tracing::warn!("{warning}");
     }
     match app::run(loaded.config) {
         Ok(code) => u8::try_from(code).unwrap_or(FAILED),
         Err(error) => {
-            tracing::error!("the worker cannot start: {error:#}");
+            tracing::error!("the worker cannot start: {}", causes(&error));
             match error.downcast_ref::<app::Refused>() {
                 Some(_) => WRONG_CONFIG,
                 None => FAILED,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use crate::cli::fail;
+use crate::cli::{fail, print_line};
 use crate::clients::llm::script::ScriptedModel;
 use crate::http::scripted_model;
 
@@ -25,7 +25,7 @@ pub fn run(args: &ScriptedModelArgs) -> u8 {
     let served = actix::System::new().block_on(async {
         let model = Arc::new(ScriptedModel::load(&args.script)?);
         let listening = scripted_model::serve(model, ("127.0.0.1", args.port))?;
-        println!("{}", listening.base_url());
+        print_line(listening.base_url());
         let handle = listening.handle();
         actix::spawn(async move {
             let _ = tokio::signal::ctrl_c().await;
@@ -36,6 +36,6 @@ pub fn run(args: &ScriptedModelArgs) -> u8 {
     });
     match served {
         Ok(()) => 0,
-        Err(error) => fail(&error),
+        Err(error) => fail(error),
     }
 }

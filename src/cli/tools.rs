@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::wiring::Running;
-use crate::cli::{FAILED, Settings, fail};
+use crate::cli::{FAILED, Settings, fail, print_line, print_note};
 use crate::domain::tool::ToolSpec;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -52,7 +52,7 @@ pub fn run(settings: &Settings, args: &ToolsArgs) -> u8 {
     });
     let offers = match offers {
         Ok(offers) => offers,
-        Err(error) => return fail(&error),
+        Err(error) => return fail(error),
     };
     if args.json {
         print_json(&offers)
@@ -76,8 +76,7 @@ fn print_table(offers: &[Offer]) {
                         _ => "",
                     };
                     let description = tool.description.as_deref().unwrap_or_default();
-                    let first_line = description.lines().next().unwrap_or_default();
-                    table.add_row([offer.name.as_str(), &tool.target.name, effects, first_line]);
+                    table.add_row([offer.name.as_str(), &tool.target.name, effects, first_sentence(description)]);
                 }
             }
             Err(error) => {
@@ -85,10 +84,20 @@ fn print_table(offers: &[Offer]) {
             }
         }
     }
-    println!("{table}");
-    for offer in offers.iter().filter(|offer| offer.tools.is_err()) {
-        eprintln!("{}", style(format!("{} did not answer", offer.name)).for_stderr().red());
+    // The columns are for eyes; `--json` is for programs.
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
     }
+    print_line(table.trim_fmt());
+    for offer in offers.iter().filter(|offer| offer.tools.is_err()) {
+        print_note(style(format!("{} did not answer", offer.name)).for_stderr().red());
+    }
+}
+
+/// What stands before the first line break or the end of the first sentence.
+fn first_sentence(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.split_once(". ").map_or(line, |(sentence, _)| sentence).trim_end_matches('.')
 }
 
 fn print_json(offers: &[Offer]) {
@@ -108,5 +117,17 @@ fn print_json(offers: &[Offer]) {
             Err(error) => json!({"server": offer.name, "error": error}),
         })
         .collect();
-    println!("{}", serde_json::to_string_pretty(&offers).expect("offers have string keys"));
+    print_line(serde_json::to_string_pretty(&offers).expect("offers have string keys"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_is_cut_to_its_first_sentence() {
+        assert_eq!(first_sentence("Adds 1.5 to it. Slowly.\nAnd more."), "Adds 1.5 to it");
+        assert_eq!(first_sentence("No full stop\nsecond line"), "No full stop");
+        assert_eq!(first_sentence(""), "");
+    }
 }

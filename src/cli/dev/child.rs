@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
@@ -34,15 +35,15 @@ pub struct DieWithParentArgs {
 pub fn die_with_parent(args: &DieWithParentArgs) -> u8 {
     #[cfg(target_os = "linux")]
     if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
-        return fail(&format!("the system does not tie processes together: {error}"));
+        return fail(anyhow!("the system does not tie processes together: {error}"));
     }
     // Whoever died before the order was given does not trigger it.
     if getppid().as_raw() != args.parent {
-        return fail(&"the parent is gone already");
+        return fail(anyhow!("the parent is gone already"));
     }
-    let Some((program, rest)) = args.command.split_first() else { return fail(&"no program was named") };
+    let Some((program, rest)) = args.command.split_first() else { return fail(anyhow!("no program was named")) };
     let error = Command::new(program).args(rest).exec();
-    fail(&format!("{} cannot be started: {error}", Path::new(program).display()))
+    fail(anyhow!("{} cannot be started: {error}", Path::new(program).display()))
 }
 
 /// A command that runs `program` tied to the thread that starts it. `guard` is the `executor-worker` binary.

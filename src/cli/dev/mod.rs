@@ -12,7 +12,6 @@ mod verdict;
 mod workers;
 
 use std::fmt::Display;
-use std::io::Write as _;
 
 use actix::System;
 use clap::Args;
@@ -21,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::dev::play::{Ended, Play};
 use crate::cli::dev::stage::Stage;
-use crate::cli::{FAILED, Settings};
+use crate::cli::{FAILED, Settings, complain, print_line, print_note};
 
 /// What a shell gives a command that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
@@ -77,7 +76,7 @@ pub fn run(settings: &Settings, args: &DevArgs) -> u8 {
     match System::new().block_on(perform(settings, args)) {
         Ok(code) => code,
         Err(trouble) => {
-            eprintln!("executor-worker: {}", trouble.message);
+            complain(&trouble.message);
             trouble.code
         }
     }
@@ -91,7 +90,7 @@ async fn perform(settings: &Settings, args: &DevArgs) -> Result<u8, Trouble> {
     let answer = show(&mut stage, args, &mut interrupts).await;
     let satisfied = matches!(answer, Ok(0 | INTERRUPTED));
     if let Some(logs) = stage.close(!satisfied).await {
-        eprintln!("the logs of the workers stay in {}", logs.display());
+        print_note(format_args!("the logs of the workers stay in {}", logs.display()));
     }
     answer
 }
@@ -100,11 +99,6 @@ fn print_addresses(stage: &Stage) {
     for (name, address) in stage.addresses() {
         print_line(format_args!("{:<7} {address}", style(name).bold()));
     }
-}
-
-/// Writes to stdout. A reader that went away, such as `head`, is no reason to leave without cleaning up.
-fn print_line(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// From the first submission to the last word.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::cli::dev::redis_server::RedisServer;
 use crate::cli::dev::workers::{WorkerPlan, Workers};
 use crate::cli::dev::{DevArgs, Trouble, scenario};
-use crate::cli::{FAILED, Settings, UNAVAILABLE, WRONG_CONFIG};
+use crate::cli::{FAILED, Settings, UNAVAILABLE, WRONG_CONFIG, complain};
 use crate::clients::llm::script::ScriptedModel;
 use crate::clients::redis::{Keys, Link, RedisError, forget};
 use crate::config::{AuthHeader, Config, ProviderConfig, ProviderKind};
@@ -171,7 +171,7 @@ impl Stage {
         if private.is_none()
             && let Err(error) = forget(&link, &config.state.prefix).await
         {
-            eprintln!("executor-worker: keys under {} could not be removed: {error}", config.state.prefix);
+            complain(format_args!("keys under {} could not be removed: {error}", config.state.prefix));
         }
         if let Some((_, handle)) = model {
             handle.stop(false).await;

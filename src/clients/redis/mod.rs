@@ -6,6 +6,7 @@
 mod cancel;
 mod creation;
 mod dead_letters;
+mod ending;
 mod error;
 mod events;
 mod fields;
@@ -27,6 +28,7 @@ mod stream;
 
 pub use cancel::{CancelOrders, CancelWatch};
 pub use dead_letters::{DeadLetter, DeadLetters, Pages, Redriven, Span};
+pub use ending::settled_by;
 pub use error::RedisError;
 pub use events::{EventLog, EventTail, TailedEvent};
 pub use forget::forget;

@@ -31,6 +31,11 @@ pub(super) fn done(work: &WorkId, token: &Token, event_id: &str) -> String {
     format!("d\n{}\n{}\n{}\n{event_id}", line(work), token.consumer, token.deliveries)
 }
 
+/// The work id in the value of a run whose terminal event went out; `None` for a run that goes on.
+pub(super) fn settled_by(value: &str) -> Option<&str> {
+    value.strip_prefix("d\n")?.lines().next()
+}
+
 /// The work id on one line: its entry part may come from a `meta` that somebody else wrote.
 pub(super) fn line(work: &WorkId) -> Cow<'_, str> {
     let text = work.as_str();
@@ -49,6 +54,12 @@ mod tests {
         let token = Token { consumer: Arc::from("w:1"), deliveries: 2 };
         let work = WorkId::new("executor.work", &EntryId::new("5-0\nforged"));
         assert_eq!(done(&work, &token, "evt_1"), "d\nexecutor.work/5-0 forged\nw:1\n2\nevt_1");
+    }
+
+    #[test]
+    fn only_a_settled_run_tells_who_settled_it() {
+        assert_eq!(settled_by("d\nexecutor.work/5-0\nw:1\n2\nevt_1"), Some("executor.work/5-0"));
+        assert_eq!(settled_by("r\nexecutor.work/5-0\nexecutor.work\n5-0"), None);
     }
 
     #[test]
