@@ -37,7 +37,8 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::builder().parse(&log.level).map_err(|_| {
+    // What the HTTP server says of its own start and end is told by the worker itself. Later directives win.
+    let filter = EnvFilter::builder().parse(format!("actix_server=warn,{}", log.level)).map_err(|_| {
         ConfigError::from(Problem::missing("log.level", "must be a level or directives such as info,target=debug"))
     })?;
     let json = match log.format {
@@ -207,6 +208,13 @@ mod tests {
             tracing::debug!(target: "there", "but this");
         });
         assert!(lines.contains("but this") && !lines.contains("not this"));
+    }
+
+    #[test]
+    fn the_http_servers_own_words_are_told_only_if_asked_for() {
+        let say = || tracing::info!(target: "actix_server::builder", "starting");
+        assert_eq!(logged("info", LogFormat::Json, false, say), "");
+        assert!(logged("warn,actix_server=info", LogFormat::Json, false, say).contains("starting"));
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Worker {
             stop: phases.drain.clone(),
             stopped: phases.drained.clone(),
         });
-        refuse_eviction(link.clone()).await?;
+        refuse_eviction(link.clone(), &config.redis.url).await?;
         supervise("reader", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
             StreamReader::new(Arc::clone(&reader_deps), watch).start()
         });
@@ -303,12 +303,12 @@ async fn idle_by(permits: &Semaphore, size: usize, deadline: Instant) -> bool {
 }
 
 /// Checks the server once it answers: an evicting one would delete the work stream under memory pressure.
-async fn refuse_eviction(link: Link) -> anyhow::Result<()> {
+async fn refuse_eviction(link: Link, address: &str) -> anyhow::Result<()> {
     // An unreachable server is no reason not to start; the check then follows as soon as it answers.
     match preflight(&link).await {
         Ok(facts) => Ok(check(&facts)?),
         Err(error) => {
-            tracing::warn!(%error, "redis does not answer yet, waiting for it");
+            tracing::warn!(%error, address, "redis does not answer yet, waiting for it");
             actix::spawn(async move {
                 loop {
                     tokio::time::sleep(Duration::from_secs(1)).await;

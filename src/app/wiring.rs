@@ -45,12 +45,6 @@ impl Running {
         let mut providers = HashMap::new();
         for (name, provider) in &config.llm.providers {
             let client = LlmClient::new(name, provider).with_context(|| format!("llm.providers.{name}"))?;
-            if !client.configured() && *name == config.llm.default {
-                tracing::warn!(
-                    provider = name,
-                    "no model key is set (LLM_API_KEY or LLM_API_KEY_FILE); agent and llm nodes will fail"
-                );
-            }
             let provider = Arc::new(Provider {
                 name: name.clone(),
                 client,
