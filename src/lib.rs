@@ -18,6 +18,7 @@ pub mod cli;
 pub mod clients;
 pub mod config;
 pub mod domain;
+pub mod failpoint;
 pub mod health;
 pub mod http;
 pub mod metrics;

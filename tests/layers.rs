@@ -13,17 +13,18 @@ use self::paths::{paths, tokens};
 
 /// Everything above the ports and below the program.
 const LOWER: &[&str] =
-    &["domain", "retry", "config", "ports", "clients", "tools", "modes", "health", "metrics", "telemetry"];
+    &["domain", "retry", "failpoint", "config", "ports", "clients", "tools", "modes", "health", "metrics", "telemetry"];
 
 /// The layers, and what each may name beside itself; `clients::http` is that part of a layer alone.
 const LAYERS: &[(&str, &[&[&str]])] = &[
     ("domain", &[&["retry"]]),
     ("retry", &[&["domain"]]),
+    ("failpoint", &[]),
     ("config", &[&["domain", "retry"]]),
     ("ports", &[&["domain", "retry"]]),
-    ("clients", &[&["config", "domain", "retry", "ports"]]),
+    ("clients", &[&["config", "domain", "retry", "failpoint", "ports"]]),
     ("tools", &[&["config", "domain", "retry", "ports", "clients::http"]]),
-    ("modes", &[&["config", "domain", "retry", "ports"]]),
+    ("modes", &[&["config", "domain", "retry", "failpoint", "ports"]]),
     ("health", &[&["config", "domain"]]),
     ("metrics", &[&["config", "domain"]]),
     ("telemetry", &[&["config", "domain"]]),

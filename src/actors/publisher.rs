@@ -14,6 +14,7 @@ use crate::clients::redis::{Keys, Leases, RedisError, Settled, Settlement, Settl
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::domain::settlement::{End, Execution, Written};
 use crate::domain::work::Delivery;
+use crate::failpoint::{self, Point};
 use crate::health::Health;
 use crate::metrics::{CategoryLabels, Metrics, ModeLabels, ReasonLabels};
 use crate::ports::CancelReason;
@@ -110,14 +111,17 @@ impl PublisherDeps {
             _ => None,
         };
         let settlement = settlement(&delivery, written, letter, failure.as_ref());
+        failpoint::reach(Point::BeforeSettle);
         custody.settling();
-        let mut answer = self.until_answered(|| self.settler.settle(&settlement)).await;
+        let settle = || failpoint::sent(Point::SettleSent, self.settler.settle(&settlement));
+        let mut answer = self.until_answered(settle).await;
         if let Some(Settled::WrongType { key }) = &answer {
             // The state cannot take the node's end, and waiting would not change that: the event tells it.
             tracing::error!(key, "the graph's state cannot be read or written, the result goes out as an event alone");
             let without_state = Settlement { write_state: false, ..settlement.clone() };
             answer = self.until_answered(|| self.settler.settle(&without_state)).await;
         }
+        failpoint::reach(Point::SettleAnswered);
         match answer {
             Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
                 self.health.processed(completed_at);

@@ -20,6 +20,7 @@ use crate::clients::redis::{Leases, Letter, RawEntry, RedisError, WorkStreams};
 use crate::domain::ids::{EntryId, WorkId};
 use crate::domain::outcome::{Category, Failure, Outcome, Report};
 use crate::domain::work::{Delivery, Malformed, Meta, WorkItem, parse_entry};
+use crate::failpoint::{self, Point};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::retry::backoff;
@@ -193,6 +194,7 @@ async fn turn(
     let entries = streams.read(permits.num_permits()).await?;
     deps.health.reader_moved();
     for entry in entries {
+        failpoint::reach(Point::AfterRead);
         let permit = permits.split(1).expect("a read returns at most as many entries as there are permits");
         deps.accept(entry, permit);
     }

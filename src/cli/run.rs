@@ -1,7 +1,7 @@
 //! `run`: the worker.
 
 use crate::cli::{FAILED, Settings, WRONG_CONFIG, causes, complain};
-use crate::{app, telemetry};
+use crate::{app, failpoint, telemetry};
 
 /// Loads the configuration, sets up logs and runs until a signal.
 pub fn run(settings: &Settings) -> u8 {
@@ -13,6 +13,7 @@ pub fn run(settings: &Settings) -> u8 {
         complain(error);
         return WRONG_CONFIG;
     }
+    failpoint::arm();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

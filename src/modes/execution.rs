@@ -16,6 +16,7 @@ use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Partial, Spent};
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
 use crate::domain::work::Delivery;
+use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::dialogue::Dialogue;
 use crate::modes::step::step;
@@ -107,6 +108,7 @@ impl<P: Ports> Execution<'_, P> {
             context: self.context(CallSite::Turn(dialogue.iterations() + 1)),
         };
         let completion = self.step("llm call", || self.ports.llm().complete(request.clone())).await?;
+        failpoint::reach(Point::AfterLlmRecord);
         *self.ledger.spent.borrow_mut().usage.get_or_insert_default() += completion.usage;
         self.ledger.warn(completion.warnings.iter().cloned());
         Ok(completion)
@@ -128,7 +130,9 @@ impl<P: Ports> Execution<'_, P> {
         let call = ToolCall { target: spec.target.clone(), arguments, context: self.context(site) };
         self.ledger.spent.borrow_mut().tool_calls += 1;
         let start = Instant::now();
+        failpoint::reach(Point::AfterToolStart);
         let result = self.step("tool call", || self.ports.tools().call(call.clone())).await;
+        failpoint::reach(Point::AfterToolEnd);
         let data = json!({
             "tool": spec.target.to_string(),
             "duration_ms": u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),

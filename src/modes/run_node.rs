@@ -17,6 +17,7 @@ use crate::domain::node::{Mode, NodeConfig};
 use crate::domain::outcome::{Category, Failure, Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::work::{Delivery, WorkItem};
+use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::agent::{self, AgentPlan, AgentTask};
 use crate::modes::execution::{Execution, Ledger};
@@ -106,6 +107,7 @@ impl<P: Ports> NodeRun<'_, P> {
             }
             Opened::Ready { snapshot, config, .. } => (snapshot, config),
         };
+        failpoint::reach(Point::AfterStateLoad);
         let plan = match planned {
             Some(plan) => plan?,
             None => {
