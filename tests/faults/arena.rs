@@ -1,0 +1,213 @@
+//! One run: a Redis of its own, the world, the workers, the feeder and the watch. What strikes them is the storm's.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::{Mutex, mpsc};
+
+use super::checker::{Evidence, Leftovers};
+use super::effects::World;
+use super::fleet::{Fleet, POOL};
+use super::harness::redis::RedisServer;
+use super::items::Work;
+use super::network::Network;
+use super::redis_access::{Eyes, GROUP, STREAM};
+
+/// Entries that may wait in the stream before the feeder pauses.
+const BACKLOG: usize = 400;
+/// Entries of one submission.
+const CHUNK: usize = 50;
+/// Without any progress for so long, what is missing is lost.
+const STANDSTILL: Duration = Duration::from_secs(40);
+
+/// Where everything happens.
+pub struct Arena {
+    /// Held by whoever needs the server to be there, and by whoever takes it away.
+    pub redis: Arc<Mutex<RedisServer>>,
+    pub eyes: Eyes,
+    pub world: World,
+    pub wire: Network,
+    pub fleet: Fleet,
+    /// Slots whose worker called the tool that kills.
+    pub poisoned: mpsc::UnboundedReceiver<usize>,
+    pub watch: Watch,
+}
+
+/// What is noted while a run goes on.
+#[derive(Debug, Default)]
+pub struct Watch {
+    pub kills: usize,
+    pub redis_faults: usize,
+    pub pauses: usize,
+    pub wire_faults: usize,
+    pub in_flight_at_faults: usize,
+    pub longest_takeover: Duration,
+    pub accidents: Vec<String>,
+    memory: Vec<u64>,
+    /// Names of killed workers that still have entries, and since when.
+    dead: HashMap<String, Instant>,
+    last_sample: Option<Instant>,
+}
+
+impl Arena {
+    /// `workers` processes; every other one reaches Redis through the wire that can fail.
+    pub async fn build(workers: usize, redis_options: &[&str], env: &[(&str, &str)]) -> Self {
+        let redis = RedisServer::start_with(redis_options);
+        let wire = Network::to(redis.port()).await;
+        let (world, poisoned) = World::start();
+        let ports: Vec<u16> = (0..workers).map(|slot| if slot % 2 == 1 { wire.port() } else { redis.port() }).collect();
+        let mut eyes = Eyes::at(&redis.url());
+        // Present before the first worker, so that looking at the group never fails for its absence.
+        eyes.ask::<()>(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
+        let fleet = Fleet::start(&ports, &world, env);
+        Self { redis: Arc::new(Mutex::new(redis)), eyes, world, wire, fleet, poisoned, watch: Watch::default() }
+    }
+
+    /// Makes the states that are documents.
+    pub async fn prepare(&mut self, work: &Work) {
+        for graph in &work.documents {
+            let document = serde_json::json!({"graph_id": graph, "graph": {"nodes": {}}, "status": "running",
+                "inputs": {}, "node_states": {}, "others": "keep this"});
+            self.eyes.ask::<()>(&["SET", &format!("dago:state:{graph}"), &document.to_string(), "EX", "86400"]).await;
+        }
+    }
+
+    /// Submits the next entries if there is room and Redis is there; gives how many.
+    pub async fn feed(&mut self, entries: &[Vec<u8>]) -> usize {
+        let Ok(_present) = self.redis.try_lock() else { return 0 };
+        match self.eyes.progress().await {
+            Some((waiting, _)) if waiting < BACKLOG => {}
+            _ => return 0,
+        }
+        let count = entries.len().min(CHUNK);
+        self.eyes.submit(&entries[..count]).await;
+        count
+    }
+
+    /// Kills the worker in a slot and replaces it. Its entries count as in flight.
+    pub async fn kill(&mut self, slot: usize) {
+        let id = self.fleet.kill(slot);
+        self.watch.in_flight_at_faults += self.held_by(&id).await.unwrap_or(POOL);
+        self.watch.dead.insert(id, Instant::now());
+        self.watch.kills += 1;
+        self.fleet.replace(slot);
+    }
+
+    /// Kills the workers that called the tool that kills.
+    pub async fn kill_poisoned(&mut self) {
+        while let Ok(slot) = self.poisoned.try_recv() {
+            self.kill(slot).await;
+        }
+    }
+
+    async fn held_by(&mut self, id: &str) -> Option<usize> {
+        // A server that is paused answers nobody; the bound of one worker is good enough then.
+        let Ok(_present) = self.redis.try_lock() else { return None };
+        let pending = self.eyes.pending().await?;
+        Some(held(&pending, id))
+    }
+
+    /// Looks around: accidents, takeovers, memory.
+    pub async fn look(&mut self) {
+        self.kill_poisoned().await;
+        let accidents = self.fleet.accidents();
+        self.watch.accidents.extend(accidents);
+        if let Ok(_present) = self.redis.try_lock()
+            && !self.watch.dead.is_empty()
+            && let Some(pending) = self.eyes.pending().await
+        {
+            let longest = &mut self.watch.longest_takeover;
+            self.watch.dead.retain(|id, since| {
+                let has = held(&pending, id) > 0;
+                if !has {
+                    *longest = (*longest).max(since.elapsed());
+                }
+                has
+            });
+        }
+        if self.watch.last_sample.is_none_or(|last| last.elapsed() >= Duration::from_millis(500)) {
+            self.watch.last_sample = Some(Instant::now());
+            self.watch.memory.extend(self.fleet.memory(0));
+        }
+    }
+
+    /// Waits until nothing is left to do, or until nothing moves any more.
+    pub async fn drain(&mut self) {
+        let (mut moved, mut last) = (Instant::now(), (0, 0));
+        loop {
+            self.look().await;
+            if let Some(progress) = self.eyes.progress().await {
+                let pending = self.eyes.pending().await.unwrap_or_default();
+                if progress.0 == 0 && pending.is_empty() && self.fleet.leaving() == 0 {
+                    return;
+                }
+                if progress != last {
+                    (moved, last) = (Instant::now(), progress);
+                }
+            }
+            if moved.elapsed() > STANDSTILL {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Everything that can be known about this work.
+    pub async fn evidence(&mut self, work: &Work) -> Evidence {
+        let (entries, _) = self.eyes.progress().await.expect("the server is there");
+        let pending = self.eyes.pending().await.unwrap_or_default().values().sum();
+        let keys = self.eyes.keys_in_progress().await;
+        let graphs: HashSet<&str> = work.identities.iter().map(|identity| identity.graph.as_str()).collect();
+        let states = self.eyes.states(graphs).await;
+        let mut begun: HashMap<String, HashSet<String>> = HashMap::new();
+        for (run, by) in self.eyes.begun().await {
+            begun.entry(run).or_default().insert(by);
+        }
+        Evidence {
+            identities: work.identities.clone(),
+            undecodable: work.undecodable.clone(),
+            endings: self.eyes.endings().await,
+            states,
+            letters: self.eyes.letters().await,
+            leftovers: Leftovers { entries, pending, keys },
+            effects: self.world.effects(),
+            completions_repeated: self.world.calls().repeated,
+            begun: begun.into_iter().map(|(run, by)| (run, by.len())).collect(),
+            in_flight_at_faults: self.watch.in_flight_at_faults,
+            memory: self.watch.memory.clone(),
+        }
+    }
+
+    /// The server's process.
+    pub async fn redis_pid(&mut self) -> Pid {
+        let info: String = self.eyes.ask(&["INFO", "server"]).await;
+        let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")?.trim().parse().ok());
+        Pid::from_raw(pid.expect("the server tells its process"))
+    }
+}
+
+/// Stops Redis in the middle of whatever it does; goes on when it is dropped.
+pub struct Paused(Pid);
+
+impl Paused {
+    /// Stops it.
+    pub fn new(pid: Pid) -> Self {
+        kill(pid, Signal::SIGSTOP).expect("the process is ours");
+        Self(pid)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// What all consumers of a worker have pending; one process is one consumer, twins are two.
+fn held(pending: &HashMap<String, usize>, id: &str) -> usize {
+    let own = |consumer: &str| consumer.strip_prefix(id).is_some_and(|rest| rest.starts_with(':'));
+    pending.iter().filter(|(consumer, _)| own(consumer)).map(|(_, count)| count).sum()
+}

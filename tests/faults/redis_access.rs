@@ -1,0 +1,217 @@
+//! The suite's own eyes in Redis: a direct connection that is made anew whenever the server was away.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, FromRedisValue, Pipeline, RedisResult};
+use serde_json::Value;
+
+use super::checker::{Ending, Letter, NodeState};
+
+/// The group that workers read in.
+pub const GROUP: &str = "executor-workers";
+/// The work stream.
+pub const STREAM: &str = "executor.work";
+/// What the keys begin with.
+pub const PREFIX: &str = "dago:";
+/// The longest that the server may be away before a run fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Entries of one page.
+const PAGE: usize = 2000;
+
+/// A connection that comes back.
+pub struct Eyes {
+    client: redis::Client,
+    connection: Option<MultiplexedConnection>,
+}
+
+impl Eyes {
+    /// Looks at the server at `url`.
+    pub fn at(url: &str) -> Self {
+        Self { client: redis::Client::open(url).expect("an address"), connection: None }
+    }
+
+    /// One try.
+    pub async fn try_ask<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
+        let mut connection = self.connect().await?;
+        let answer = command.query_async(&mut connection).await;
+        self.connection = answer.is_ok().then_some(connection);
+        answer
+    }
+
+    async fn connect(&mut self) -> RedisResult<MultiplexedConnection> {
+        match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => {
+                let config = redis::AsyncConnectionConfig::new()
+                    .set_connection_timeout(Some(Duration::from_secs(2)))
+                    .set_response_timeout(Some(Duration::from_secs(5)));
+                self.client.get_multiplexed_async_connection_with_config(&config).await
+            }
+        }
+    }
+
+    /// Asks until the server answers.
+    pub async fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.try_ask(&command).await {
+                Ok(answer) => return answer,
+                Err(error) => assert!(Instant::now() < deadline, "{words:?}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Adds entries to the work stream in one go. The caller sees to it that the server is there.
+    pub async fn submit(&mut self, entries: &[Vec<u8>]) {
+        let mut pipeline = Pipeline::new();
+        for entry in entries {
+            pipeline.cmd("XADD").arg(STREAM).arg("*").arg("data").arg(entry).ignore();
+        }
+        let mut connection = self.connect().await.expect("the server is there");
+        pipeline.exec_async(&mut connection).await.expect("the server takes work");
+        self.connection = Some(connection);
+    }
+
+    /// How many entries each consumer has pending; nothing if the server is away.
+    pub async fn pending(&mut self) -> Option<HashMap<String, usize>> {
+        let mut command = redis::cmd("XPENDING");
+        command.arg(STREAM).arg(GROUP);
+        type Summary = (usize, Option<String>, Option<String>, Option<Vec<(String, usize)>>);
+        let (.., consumers): Summary = self.try_ask(&command).await.ok()?;
+        Some(consumers.unwrap_or_default().into_iter().collect())
+    }
+
+    /// Length of the work stream and terminal events so far; nothing if the server is away.
+    pub async fn progress(&mut self) -> Option<(usize, usize)> {
+        let mut counts = Vec::new();
+        for key in [STREAM.into(), format!("{PREFIX}events:node.completed"), format!("{PREFIX}events:node.failed")] {
+            counts.push(self.try_ask::<usize>(redis::cmd("XLEN").arg(key)).await.ok()?);
+        }
+        Some((counts[0], counts[1] + counts[2]))
+    }
+
+    /// The entries of a stream, each as its fields.
+    async fn stream(&mut self, key: &str) -> Vec<HashMap<String, Vec<u8>>> {
+        let mut all = Vec::new();
+        let mut from = String::from("-");
+        loop {
+            let page: Vec<(String, HashMap<String, Vec<u8>>)> =
+                self.ask(&["XRANGE", key, &from, "+", "COUNT", &PAGE.to_string()]).await;
+            let full = page.len() == PAGE;
+            if let Some((last, _)) = page.last() {
+                from = format!("({last}");
+            }
+            all.extend(page.into_iter().map(|(_, fields)| fields));
+            if !full {
+                return all;
+            }
+        }
+    }
+
+    /// All terminal events.
+    pub async fn endings(&mut self) -> Vec<Ending> {
+        let mut endings = Vec::new();
+        for kind in ["node.completed", "node.failed"] {
+            for fields in self.stream(&format!("{PREFIX}events:{kind}")).await {
+                let event: Value = serde_json::from_slice(&fields["data"]).expect("an event is JSON");
+                let text = |name: &str| String::from(event[name].as_str().unwrap_or_default());
+                assert_eq!(event["type"], kind);
+                let completed = kind == "node.completed";
+                endings.push(Ending {
+                    event_id: text("id"),
+                    completed,
+                    graph: text("graph_id"),
+                    node: text("node_id"),
+                    run: text("run_id"),
+                    seq: std::str::from_utf8(&fields["seq"]).ok().and_then(|seq| seq.parse().ok()).expect("a count"),
+                    result: event["data"][if completed { "output" } else { "error" }].clone(),
+                    category: event["data"]["error_details"]["category"].as_str().map(String::from),
+                    work_id: String::from(event["metadata"]["work_id"].as_str().unwrap_or_default()),
+                });
+            }
+        }
+        endings
+    }
+
+    /// Who began what, by the live progress: identity and the pair of worker and delivery.
+    pub async fn begun(&mut self) -> Vec<(String, String)> {
+        let events = self.stream(&format!("{PREFIX}events:node.started")).await;
+        let event = |fields: HashMap<String, Vec<u8>>| {
+            let event: Value = serde_json::from_slice(&fields["data"]).expect("an event is JSON");
+            let by = format!("{} {}", event["metadata"]["worker_id"], event["metadata"]["delivery"]);
+            (String::from(event["run_id"].as_str().unwrap_or_default()), by)
+        };
+        events.into_iter().map(event).collect()
+    }
+
+    /// The dead letters.
+    pub async fn letters(&mut self) -> Vec<Letter> {
+        let text = |fields: &HashMap<String, Vec<u8>>, name: &str| {
+            fields.get(name).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
+        };
+        let letters = self.stream(&format!("{STREAM}:dead")).await;
+        let letter = |fields: &HashMap<String, Vec<u8>>| Letter {
+            work_id: text(fields, "work_id"),
+            reason: text(fields, "reason"),
+            data: text(fields, "data"),
+        };
+        letters.iter().map(letter).collect()
+    }
+
+    /// The states of all nodes of these graphs, whatever their layout.
+    pub async fn states(&mut self, graphs: impl IntoIterator<Item = &str>) -> Vec<NodeState> {
+        let mut states = Vec::new();
+        for graph in graphs {
+            let key = format!("{PREFIX}state:{graph}");
+            let nodes: Vec<(String, Value)> = match self.ask::<String>(&["TYPE", &key]).await.as_str() {
+                "hash" => {
+                    let fields: HashMap<String, String> = self.ask(&["HGETALL", &key]).await;
+                    let node = |(field, state): (String, String)| {
+                        Some((String::from(field.strip_prefix("node:")?), serde_json::from_str(&state).ok()?))
+                    };
+                    fields.into_iter().filter_map(node).collect()
+                }
+                "string" => {
+                    let document: String = self.ask(&["GET", &key]).await;
+                    let document: Value = serde_json::from_str(&document).expect("a state is JSON");
+                    let nodes = document["node_states"].as_object().cloned().unwrap_or_default();
+                    nodes.into_iter().collect()
+                }
+                _ => Vec::new(),
+            };
+            for (node, state) in nodes {
+                let result = if state["status"] == "completed" { "output" } else { "error" };
+                states.push(NodeState {
+                    graph: String::from(graph),
+                    node,
+                    run: String::from(state["run_id"].as_str().unwrap_or_default()),
+                    result: state[result].clone(),
+                });
+            }
+        }
+        states
+    }
+
+    /// Keys that belong to work in progress and must be gone when there is none.
+    pub async fn keys_in_progress(&mut self) -> Vec<String> {
+        let mut found = Vec::new();
+        for pattern in ["journal:*", "parked:*", "crashes:*"] {
+            let mut cursor = String::from("0");
+            loop {
+                let (next, keys): (String, Vec<String>) =
+                    self.ask(&["SCAN", &cursor, "MATCH", &format!("{PREFIX}{pattern}"), "COUNT", "5000"]).await;
+                found.extend(keys);
+                cursor = next;
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        found
+    }
+}

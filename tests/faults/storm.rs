@@ -1,0 +1,203 @@
+//! What strikes a run, drawn from its seed: each tick kills a worker, and now and then something else goes wrong as
+//! well. The work is fed in step with the faults, so that there is always something to be struck.
+
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use super::arena::{Arena, Paused};
+use super::fleet::{LEASE_MS, POOL, Process};
+use super::items::Work;
+use super::network::Wire;
+
+/// How much of everything.
+#[derive(Debug, Clone, Copy)]
+pub struct Storm {
+    pub seed: u64,
+    pub items: usize,
+    pub kills: usize,
+    pub redis_faults: usize,
+    pub workers: usize,
+}
+
+/// Between two kills.
+const TICK_MS: std::ops::RangeInclusive<u64> = 250..=1000;
+/// The slot whose worker lives through everything, so that its memory can be watched.
+const VETERAN: usize = 0;
+
+/// Something that ends later.
+enum Ends {
+    Thaw(usize, String),
+    Heal,
+    Twin(Process),
+}
+
+struct Weather<'a> {
+    arena: &'a mut Arena,
+    rng: Rng,
+    ends: Vec<(Instant, Ends)>,
+    redis: Option<tokio::task::JoinHandle<()>>,
+    storm: Storm,
+    ticks: usize,
+}
+
+/// Feeds the work and lets the faults loose, until all of both are over.
+pub async fn rage(arena: &mut Arena, work: &Work, storm: Storm) {
+    let rng = Rng::with_seed(storm.seed ^ 0x5707);
+    let mut weather = Weather { arena, rng, ends: Vec::new(), redis: None, storm, ticks: 0 };
+    let mut fed = 0;
+    let mut next = Instant::now() + Duration::from_millis(500);
+    while fed < work.entries.len() || weather.ticks < storm.kills {
+        // What is fed keeps in step with the faults, so that neither is over long before the other.
+        let share = (weather.ticks + 1) as f64 / (storm.kills + 1) as f64;
+        let due = ((work.entries.len() as f64 * share) as usize).min(work.entries.len());
+        if fed < due {
+            fed += weather.arena.feed(&work.entries[fed..due]).await;
+        }
+        weather.pass().await;
+        if Instant::now() >= next && weather.ticks < storm.kills {
+            weather.tick().await;
+            next = Instant::now() + Duration::from_millis(weather.rng.u64(TICK_MS));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    weather.calm().await;
+}
+
+impl Weather<'_> {
+    async fn tick(&mut self) {
+        self.ticks += 1;
+        let slot = self.rng.usize(1..self.storm.workers);
+        if !self.arena.fleet.frozen(slot) {
+            self.arena.kill(slot).await;
+        }
+        let every = (self.storm.kills / self.storm.redis_faults.max(1)).max(1);
+        if self.ticks.is_multiple_of(every) && self.arena.watch.redis_faults < self.storm.redis_faults {
+            self.strike_redis().await;
+        }
+        match self.rng.u8(..16) {
+            0 | 1 => self.freeze(),
+            2 | 3 => self.retire().await,
+            4 => self.twin(),
+            5..=8 => self.strike_wire().await,
+            _ => {}
+        }
+    }
+
+    fn later(&mut self, after: Duration, end: Ends) {
+        self.ends.push((Instant::now() + after, end));
+    }
+
+    fn other(&mut self) -> Option<usize> {
+        let slot = self.rng.usize(1..self.storm.workers);
+        (!self.arena.fleet.frozen(slot)).then_some(slot)
+    }
+
+    /// Longer than a lease: its work is taken over, and then it wakes up and goes on with it.
+    fn freeze(&mut self) {
+        let Some(slot) = self.other() else { return };
+        let id = String::from(self.arena.fleet.id(slot));
+        self.arena.fleet.freeze(slot);
+        // A read that waits in Redis may still bring it as much as it can hold.
+        self.arena.watch.in_flight_at_faults += POOL;
+        self.arena.watch.pauses += 1;
+        let long = Duration::from_millis(LEASE_MS).mul_f64(1.2 + self.rng.f64());
+        self.later(long, Ends::Thaw(slot, id));
+    }
+
+    async fn retire(&mut self) {
+        let Some(slot) = self.other() else { return };
+        self.arena.fleet.retire(slot);
+        self.arena.watch.in_flight_at_faults += POOL;
+    }
+
+    fn twin(&mut self) {
+        let Some(slot) = self.other() else { return };
+        let twin = self.arena.fleet.twin(slot);
+        self.arena.watch.in_flight_at_faults += POOL;
+        self.later(Duration::from_secs(2), Ends::Twin(twin));
+    }
+
+    async fn strike_wire(&mut self) {
+        let wire = &self.arena.wire;
+        let behind = self.storm.workers / 2;
+        self.arena.watch.wire_faults += 1;
+        self.arena.watch.in_flight_at_faults += POOL * behind;
+        match self.rng.u8(..6) {
+            0 => wire.cut(),
+            1 => {
+                wire.set(Wire::Slow(Duration::from_millis(self.rng.u64(20..200))));
+                self.later(Duration::from_millis(1500), Ends::Heal);
+            }
+            2 => {
+                wire.set(Wire::Frozen);
+                let long = Duration::from_millis(self.rng.u64(200..3000));
+                self.later(long, Ends::Heal);
+            }
+            // Most of all the moment that is hardest: it is done, and nobody was told.
+            _ => wire.lose_settlements(self.rng.usize(1..4)),
+        }
+    }
+
+    /// Takes the server away and brings it back, in the background, for the kills go on meanwhile.
+    async fn strike_redis(&mut self) {
+        if self.redis.as_ref().is_some_and(|running| !running.is_finished()) {
+            return;
+        }
+        self.arena.watch.redis_faults += 1;
+        self.arena.watch.in_flight_at_faults += POOL * (self.storm.workers + 1);
+        let away = Duration::from_millis(self.rng.u64(100..2500));
+        let pause = self.rng.bool();
+        let pid = self.arena.redis_pid().await;
+        let redis = std::sync::Arc::clone(&self.arena.redis).lock_owned().await;
+        self.redis = Some(tokio::spawn(async move {
+            let mut redis = redis;
+            if pause {
+                let paused = Paused::new(pid);
+                tokio::time::sleep(away).await;
+                drop(paused);
+            } else {
+                tokio::task::block_in_place(|| redis.kill());
+                tokio::time::sleep(away).await;
+                tokio::task::block_in_place(|| redis.start_again());
+            }
+        }));
+    }
+
+    /// Ends what is due, and looks around.
+    async fn pass(&mut self) {
+        let now = Instant::now();
+        for at in (0..self.ends.len()).rev() {
+            if self.ends[at].0 <= now {
+                let (_, end) = self.ends.swap_remove(at);
+                self.end(end);
+            }
+        }
+        self.arena.look().await;
+    }
+
+    fn end(&mut self, end: Ends) {
+        match end {
+            Ends::Thaw(slot, id) => {
+                // It may have been told to kill its worker meanwhile; then another one is there.
+                if self.arena.fleet.id(slot) == id {
+                    self.arena.fleet.thaw(slot);
+                }
+            }
+            Ends::Heal => self.arena.wire.heal(),
+            Ends::Twin(twin) => self.arena.fleet.retire_twin(twin),
+        }
+    }
+
+    /// Ends everything that still goes on.
+    async fn calm(mut self) {
+        if let Some(redis) = self.redis.take() {
+            redis.await.expect("the server comes back");
+        }
+        for (_, end) in std::mem::take(&mut self.ends) {
+            self.end(end);
+        }
+        self.arena.wire.heal();
+        debug_assert!(!self.arena.fleet.frozen(VETERAN));
+    }
+}
