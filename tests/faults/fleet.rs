@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +22,9 @@ pub const LEASE_MS: u64 = 1500;
 const GRACE: &str = "300ms";
 /// Deaths after which an item is poison. Far above what chance does to an innocent one.
 const MAX_CRASHES: &str = "8";
+
+/// A process of this age may not have come to its own first line yet.
+const NEWBORN: Duration = Duration::from_secs(1);
 
 /// How workers are started.
 pub struct Fleet {
@@ -42,6 +47,7 @@ pub struct Process {
     /// Its `WORKER_ID`, which no other process had, unless it is a twin.
     pub id: String,
     child: Child,
+    since: Instant,
     frozen: bool,
 }
 
@@ -128,7 +134,7 @@ impl Fleet {
             .stderr(self.log(slot))
             .spawn()
             .expect("the worker can be started");
-        Process { id, child, frozen: false }
+        Process { id, child, since: Instant::now(), frozen: false }
     }
 
     fn log(&self, slot: usize) -> File {
@@ -212,7 +218,9 @@ impl Fleet {
         self.leaving.retain_mut(|process| match process.ended() {
             None => true,
             Some(status) => {
-                if !status.success() {
+                // One that was still being loaded has no hand for the signal yet, and no work either.
+                let newborn = status.signal() == Some(Signal::SIGTERM as i32) && process.since.elapsed() < NEWBORN;
+                if !status.success() && !newborn {
                     found.push(format!("worker {} was told to stop and ended with {status}", process.id));
                 }
                 false
