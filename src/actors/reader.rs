@@ -188,6 +188,8 @@ async fn turn(
         let expired = Rounds::due(&mut rounds.expired, deps.sweep.mul_f64(0.9 + fastrand::f64() * 0.2));
         deps.take_over(&mut permits, expired && deps.gate.open(Instant::now())).await?;
         if permits.num_permits() == 0 {
+            // There may be more of it. What others left behind has waited longest, so it goes before new work.
+            *rounds = Rounds::default();
             return Ok(Asked::Yes);
         }
     }
