@@ -311,12 +311,14 @@ impl Court<'_> {
 
     fn effects(&mut self, rules: Rules) {
         let mut known = BTreeSet::new();
+        let completed: BTreeSet<&str> =
+            self.evidence.endings.iter().filter(|ending| ending.completed).map(|ending| ending.run.as_str()).collect();
         for identity in &self.evidence.identities {
             for (name, harmless) in &identity.effects {
                 known.insert(name.as_str());
                 let effect = self.evidence.effects.get(name).cloned().unwrap_or_default();
                 if effect.times == 0 {
-                    if identity.end == End::Completed {
+                    if completed.contains(identity.run.as_str()) {
                         self.verdict.figures.lost += 1;
                         self.tell("lost", || format!("{} completed without its effect {name}", identity.run));
                     }

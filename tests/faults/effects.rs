@@ -83,6 +83,8 @@ impl World {
                         .route("/slow/{name}", web::post().to(slow))
                 })
                 .workers(1)
+                // A worker that was frozen must not find its connections closed: that would be another test.
+                .keep_alive(Duration::from_secs(3600))
                 .disable_signals()
                 .shutdown_timeout(0)
                 .bind(("127.0.0.1", 0))
