@@ -7,6 +7,7 @@ pub mod dev;
 pub mod exec;
 pub mod healthcheck;
 pub mod mcp_demo;
+pub mod reconcile;
 pub mod run;
 pub mod scripted_model;
 pub mod submit;
@@ -80,6 +81,8 @@ enum Command {
     /// Show, retry or delete the work that no worker tries again.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Send the terminal events of a graph's nodes again, out of its state, under their own ids.
+    Reconcile(reconcile::ReconcileArgs),
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -117,6 +120,7 @@ impl Cli {
             Command::Tools(args) => tools::run(&settings, &args),
             Command::Cancel(args) => cancel::run(&settings, &args),
             Command::DeadLetters(command) => dead_letters::run(&settings, &command),
+            Command::Reconcile(args) => reconcile::run(&settings, &args),
             Command::Config(command) => config::run(&settings, &command),
             Command::Healthcheck(args) => healthcheck::run(&settings, &args),
             Command::Completions { shell } => completions(shell),

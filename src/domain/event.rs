@@ -148,13 +148,8 @@ pub fn completed_data(subject: Subject<'_>, output: &RawValue, mapped: Option<&R
     serde_json::value::to_raw_value(&data).expect("completed data has string keys")
 }
 
-/// `data` of `node.failed`.
-pub fn failed_data(
-    subject: Subject<'_>,
-    failure: &Failure,
-    usage: Option<&Usage>,
-    partial: Option<&Partial>,
-) -> Box<RawValue> {
+/// A failure for programs.
+pub fn error_details(failure: &Failure) -> Value {
     let mut details = json!({
         "category": failure.category,
         "code": failure.code,
@@ -163,11 +158,21 @@ pub fn failed_data(
     if let Some(wait) = failure.retry_after {
         details["retry_after_ms"] = Value::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     }
+    details
+}
+
+/// `data` of `node.failed`.
+pub fn failed_data(
+    subject: Subject<'_>,
+    failure: &Failure,
+    usage: Option<&Usage>,
+    partial: Option<&Partial>,
+) -> Box<RawValue> {
     let mut data = json!({
         "graph_id": subject.graph_id,
         "node_id": subject.node_id,
         "error": failure.message,
-        "error_details": details,
+        "error_details": error_details(failure),
     });
     if let Some(usage) = usage {
         data["usage"] = json!(usage);

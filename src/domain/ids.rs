@@ -135,6 +135,11 @@ impl WorkId {
         Self(format!("{stream}/{origin}"))
     }
 
+    /// Takes a name as it was written by [`Self::new`].
+    pub fn from_text(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -7,6 +7,7 @@ pub mod ids;
 pub mod message;
 pub mod node;
 pub mod outcome;
+pub mod republish;
 pub mod settlement;
 pub mod state;
 pub mod tool;

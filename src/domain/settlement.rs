@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::domain::event::{Event, EventType, Subject, completed_data, failed_data, terminal_event_id};
+use crate::domain::event::{Event, EventType, Subject, completed_data, error_details, failed_data, terminal_event_id};
 use crate::domain::outcome::{Category, Failure, Partial, Report};
 use crate::domain::state::{NodeRecord, NodeStatus};
 use crate::domain::work::Delivery;
@@ -115,6 +115,10 @@ impl Execution<'_> {
             output,
             mapped,
             error,
+            error_details: match end {
+                End::Completed { .. } => None,
+                End::Failed { failure, .. } => Some(error_details(failure)),
+            },
             started_at: self.started_at,
             completed_at: self.completed_at,
             run_id: item.run_id.as_str(),

@@ -76,6 +76,9 @@ pub struct NodeRecord<'a> {
     /// The error of a failed node, as a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,
+    /// The same for programs: category, code, attempts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_details: Option<Value>,
     /// When this execution began.
     pub started_at: Timestamp,
     /// When it ended.

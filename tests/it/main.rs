@@ -13,6 +13,7 @@ mod identity;
 mod layouts;
 mod malformed;
 mod modes;
+mod reconcile;
 mod retries;
 mod scripts;
 mod shutdown;

@@ -5,6 +5,7 @@ mod dead_letters;
 mod events;
 mod lease;
 mod open;
+mod republish;
 mod settle;
 mod stream;
 mod trouble;

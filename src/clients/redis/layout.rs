@@ -135,6 +135,15 @@ pub(super) fn document_status(document: &[u8]) -> Option<String> {
     serde_json::from_slice::<Only>(document).ok()?.status
 }
 
+/// The ids and states of the nodes of a document, as they stand there.
+pub(super) fn document_node_states(document: &[u8]) -> Result<Vec<(String, String)>, Corrupt> {
+    let text = utf8(document, "the document")?;
+    let document: Document<'_> = serde_json::from_str(text).map_err(|error| Corrupt::json("the document", &error))?;
+    let Some(states) = present(document.node_states) else { return Ok(Vec::new()) };
+    let states = members(states.get(), "node_states", |_| true)?.into_iter();
+    Ok(states.map(|(id, state)| (id, String::from(state.get()))).collect())
+}
+
 /// The ids of the nodes of a document: those with a state, and those of the graph.
 pub(super) fn document_node_ids(document: &[u8]) -> Result<Vec<String>, Corrupt> {
     let text = utf8(document, "the document")?;
