@@ -1,0 +1,79 @@
+//! An HTTP server that does nothing but wait: every request is answered after the same time. It has a thread of its
+//! own, keeps connections open, and counts the most requests that waited at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{\"ok\":true}";
+const LONGEST_REQUEST: usize = 16 * 1024;
+
+/// The running server; it ends with the process.
+pub struct DelayServer {
+    port: u16,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    connections: AtomicUsize,
+    waiting: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl DelayServer {
+    /// A server that answers after `delay`.
+    pub fn start(delay: Duration) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("sockets can be non-blocking");
+        let port = listener.local_addr().expect("an address").port();
+        let counts = Arc::new(Counts::default());
+        let of_thread = Arc::clone(&counts);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime on this thread can always be made").block_on(serve(listener, delay, of_thread));
+        });
+        Self { port, counts }
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The most requests that waited at once since the last call, and the connections made since then.
+    pub fn take_counts(&self) -> (usize, usize) {
+        (self.counts.most.swap(0, Ordering::Relaxed), self.counts.connections.swap(0, Ordering::Relaxed))
+    }
+}
+
+async fn serve(listener: std::net::TcpListener, delay: Duration, counts: Arc<Counts>) {
+    let listener = TcpListener::from_std(listener).expect("the runtime takes the socket");
+    while let Ok((stream, _)) = listener.accept().await {
+        counts.connections.fetch_add(1, Ordering::Relaxed);
+        let counts = Arc::clone(&counts);
+        // A client that goes away ends its connection and nothing else.
+        tokio::spawn(async move { answer(stream, delay, &counts).await });
+    }
+}
+
+async fn answer(mut stream: TcpStream, delay: Duration, counts: &Counts) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut request = Vec::with_capacity(1024);
+    loop {
+        request.clear();
+        while !request.ends_with(b"\r\n\r\n") {
+            if stream.read_buf(&mut request).await? == 0 || request.len() > LONGEST_REQUEST {
+                return Ok(());
+            }
+        }
+        let waiting = counts.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        counts.most.fetch_max(waiting, Ordering::Relaxed);
+        tokio::time::sleep(delay).await;
+        counts.waiting.fetch_sub(1, Ordering::Relaxed);
+        stream.write_all(ANSWER).await?;
+    }
+}
