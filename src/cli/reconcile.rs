@@ -51,12 +51,12 @@ pub fn run(settings: &Settings, args: &ReconcileArgs) -> u8 {
             0
         }
         // The worker's advice, to send what creates the state, would not help here.
-        Err(StateError::Missing { key }) => fail(&format!("there is no state `{key}` to take events from")),
+        Err(StateError::Missing { key }) => fail(anyhow::anyhow!("there is no state `{key}` to take events from")),
         Err(StateError::Redis(error)) => {
             eprintln!("executor-worker: {error}");
             UNAVAILABLE
         }
-        Err(error @ (StateError::WrongType { .. } | StateError::Corrupt { .. })) => fail(&error),
+        Err(error @ (StateError::WrongType { .. } | StateError::Corrupt { .. })) => fail(error),
     }
 }
 
