@@ -41,7 +41,7 @@ const LAST_RESULTS: Duration = Duration::from_secs(3);
 /// How long HTTP, tool servers and the registry may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// A server that cannot keep work safe.
+/// Settings with which nothing can be run, or a server that cannot keep work safe: a restart would not help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(String);

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use actix::{Actor, Addr, Arbiter, Context};
-use anyhow::Context as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +11,7 @@ use crate::actors::handles::{LlmHandle, ToolHandle};
 use crate::actors::llm::{LlmActor, Provider};
 use crate::actors::mcp::{McpSessionActor, Server};
 use crate::actors::supervise::supervise;
+use crate::app::Refused;
 use crate::clients::llm::LlmClient;
 use crate::config::Config;
 use crate::domain::tool::ToolSpec;
@@ -44,7 +44,7 @@ impl Running {
         let arbiter = Arbiter::new();
         let mut providers = HashMap::new();
         for (name, provider) in &config.llm.providers {
-            let client = LlmClient::new(name, provider).with_context(|| format!("llm.providers.{name}"))?;
+            let client = LlmClient::new(name, provider).map_err(|error| Refused(error.to_string()))?;
             let provider = Arc::new(Provider {
                 name: name.clone(),
                 client,

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::app::Refused;
 use crate::config::Config;
 use crate::config::load::{LoadOptions, Loaded, load};
 
@@ -205,8 +206,17 @@ pub fn complain(what: impl Display) {
 
 /// Complains about a failure, causes included; the answer is the exit code.
 pub fn fail(error: impl Into<anyhow::Error>) -> u8 {
-    complain(causes(&error.into()));
-    FAILED
+    let error = error.into();
+    complain(causes(&error));
+    exit_code(&error)
+}
+
+/// Whether a failure lies in the configuration.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Refused>() {
+        Some(_) => WRONG_CONFIG,
+        None => FAILED,
+    }
 }
 
 /// Complains that Redis does not serve, with its address, which has no password in it; the answer is the exit code.

@@ -1,6 +1,6 @@
 //! `run`: the worker.
 
-use crate::cli::{FAILED, Settings, WRONG_CONFIG, causes, complain};
+use crate::cli::{FAILED, Settings, WRONG_CONFIG, causes, complain, exit_code};
 use crate::{app, failpoint, telemetry};
 
 /// Loads the configuration, sets up logs and runs until a signal.
@@ -21,10 +21,7 @@ pub fn run(settings: &Settings) -> u8 {
         Ok(code) => u8::try_from(code).unwrap_or(FAILED),
         Err(error) => {
             tracing::error!("the worker cannot start: {}", causes(&error));
-            match error.downcast_ref::<app::Refused>() {
-                Some(_) => WRONG_CONFIG,
-                None => FAILED,
-            }
+            exit_code(&error)
         }
     }
 }
