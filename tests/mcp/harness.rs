@@ -1,7 +1,10 @@
-//! Starts the servers of the tests and waits for what they do. The servers come from `scripts/setup`.
+//! Starts the servers of the tests and waits for what they do.
+
+#[path = "servers.rs"]
+mod servers;
 
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,40 +14,19 @@ use da_node_executor::domain::ids::{GraphId, NodeId, RunId};
 use da_node_executor::domain::tool::{Arguments, ToolOutput};
 use serde_json::Value;
 
+pub use self::servers::everything;
+
 /// The most that anything in a test may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A file that `scripts/setup` has put into the cache.
-fn cached(path: &str) -> PathBuf {
-    let cache = std::env::var_os("EXECUTOR_TEST_CACHE")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from);
-    let file = cache.join("mcp").join(path);
-    assert!(file.exists(), "{} is missing: run scripts/setup", file.display());
-    file
-}
-
-fn text(path: PathBuf) -> String {
-    path.into_os_string().into_string().expect("paths of the repository are UTF-8")
-}
-
-/// The reference server of the protocol, by the TypeScript SDK.
-pub fn everything() -> Vec<String> {
-    let script = cached("node_modules/@modelcontextprotocol/server-everything/dist/index.js");
-    vec![String::from("node"), text(script)]
-}
-
 /// A server by the Python SDK.
 pub fn fastmcp() -> Vec<String> {
-    vec![text(cached("venv/bin/python")), script("fastmcp_server.py")]
+    servers::python("mcp/fastmcp_server.py")
 }
 
 /// A server of ours that breaks the protocol.
 pub fn hostile() -> Vec<String> {
-    vec![text(cached("venv/bin/python")), script("hostile_server.py")]
-}
-
-fn script(name: &str) -> String {
-    text(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mcp").join(name))
+    servers::python("mcp/hostile_server.py")
 }
 
 /// The configuration of a server over stdio.

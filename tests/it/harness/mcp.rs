@@ -1,35 +1,19 @@
 //! Real MCP servers, as `scripts/setup` has put them into the cache: the reference server of the TypeScript SDK and a
 //! FastMCP server of the Python SDK.
 
+#[path = "../../mcp/servers.rs"]
+mod servers;
+
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+pub use self::servers::everything;
 use super::PATIENCE;
-
-fn cached(path: &str) -> PathBuf {
-    let cache = std::env::var_os("EXECUTOR_TEST_CACHE")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from);
-    let file = cache.join("mcp").join(path);
-    assert!(file.exists(), "{} is missing: run scripts/setup", file.display());
-    file
-}
-
-fn text(path: PathBuf) -> String {
-    path.into_os_string().into_string().expect("paths of the repository are UTF-8")
-}
-
-/// The command of the reference server; over stdio without arguments.
-pub fn everything() -> Vec<String> {
-    let script = cached("node_modules/@modelcontextprotocol/server-everything/dist/index.js");
-    vec![String::from("node"), text(script)]
-}
 
 /// The command of the FastMCP server; it wants `stdio` or `http PORT` behind it.
 pub fn fastmcp() -> Vec<String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/servers/fastmcp.py");
-    vec![text(cached("venv/bin/python")), text(script)]
+    servers::python("it/servers/fastmcp.py")
 }
 
 /// The lines of a configuration file for a server over stdio.
