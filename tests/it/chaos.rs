@@ -89,34 +89,40 @@ async fn a_redis_that_is_killed_again_and_again_loses_and_doubles_nothing() {
 
 #[tokio::test]
 async fn after_redis_hung_for_longer_than_a_lease_nobody_takes_what_a_living_worker_has() {
+    const LEASE: Duration = Duration::from_secs(3);
     let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
     let spec = |id: &str| {
         bed.worker(id)
             .set("tools.http_request.allow", gate.host())
             .set("redis.command_timeout", "300ms")
-            .set("lease.duration", "1s")
-            .set("lease.renew", "200ms")
+            .set("lease.duration", "3s")
             .start()
     };
-    let workers = [spec("w1").ready().await, spec("w2").ready().await];
+    let holder = spec("w1").ready().await;
     for at in 0..4 {
         bed.submit(&item(at, gate.node("held"))).await;
     }
     gate.arrived("held", 4).await;
+    let other = spec("w2").ready().await;
+    // A frozen server would still read what its clients send meanwhile, so the holder must not send renewals.
+    holder.freeze();
     let frozen = bed.freeze_redis().await;
-    // To both workers every lease will look expired.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    other.answers("/ready", 503).await;
+    tokio::time::sleep(LEASE).await;
     drop(frozen);
-    for worker in &workers {
-        worker.answers("/ready", 200).await;
-    }
-    // Two leases of renewals later nothing has changed hands.
+    other.answers("/ready", 200).await;
+    assert!(
+        bed.pending_is(4).await.iter().all(|(_, _, idle, _)| *idle >= LEASE.as_millis() as u64),
+        "every lease looks expired, and nobody took one"
+    );
+    holder.thaw();
+    // More than one lease of renewals later nothing has changed hands.
     let (mut renewals, mut idle) = (0, 0);
     eventually("leases are renewed", async || {
         let now = bed.pending_is(4).await[0].2;
         renewals += usize::from(now < idle);
         idle = now;
-        (renewals >= 10).then_some(())
+        (renewals >= 15).then_some(())
     })
     .await;
     assert!(bed.pending_is(4).await.iter().all(|(_, _, _, deliveries)| *deliveries == 1), "nothing was taken over");
