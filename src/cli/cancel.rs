@@ -3,8 +3,8 @@
 use clap::Args;
 use console::style;
 
-use crate::cli::{FAILED, Settings, UNAVAILABLE, block_on};
-use crate::clients::redis::{CancelOrders, Keys, Link, StateStore};
+use crate::cli::{FAILED, Settings, block_on, print_line, print_note, redis_failed};
+use crate::clients::redis::{CancelOrders, Keys, Link, RedisError, StateStore};
 use crate::config::Config;
 use crate::domain::cancel::{CancelOrder, CancelScope};
 use crate::domain::ids::{GraphId, NodeId};
@@ -36,14 +36,11 @@ pub fn run(settings: &Settings, args: &CancelArgs) -> u8 {
     };
     match block_on(work(&config, args)) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("executor-worker: {error:#}");
-            UNAVAILABLE
-        }
+        Err(error) => redis_failed(error, &config),
     }
 }
 
-async fn work(config: &Config, args: &CancelArgs) -> anyhow::Result<u8> {
+async fn work(config: &Config, args: &CancelArgs) -> Result<u8, RedisError> {
     let (link, keys) = (Link::new(&config.redis)?, Keys::new(&config.state.prefix));
     let orders = CancelOrders::new(link.clone(), keys.clone(), config.state.ttl);
     let what = match &args.node {
@@ -52,20 +49,20 @@ async fn work(config: &Config, args: &CancelArgs) -> anyhow::Result<u8> {
     };
     if args.undo {
         if orders.take_back(&args.graph, args.node.as_ref()).await? {
-            println!("the order to stop {what} is taken back");
+            print_line(format_args!("the order to stop {what} is taken back"));
             return Ok(0);
         }
-        eprintln!("there is no order to stop {what}");
+        print_note(format_args!("there is no order to stop {what}"));
         return Ok(FAILED);
     }
     let scope = if args.node.is_some() { CancelScope::Node } else { CancelScope::Graph };
     let order = CancelOrder { scope, by: args.by.clone(), note: args.note.clone() };
     orders.give(&args.graph, args.node.as_ref(), &order).await?;
-    println!(
+    print_line(format_args!(
         "{what} is cancelled: what runs ends within {}, what comes later at once, for {}",
         humantime::format_duration(config.lease.renew()),
         humantime::format_duration(config.state.ttl),
-    );
+    ));
     let streams = config.work.streams.iter().map(|stream| stream.as_str().into());
     let states = StateStore::new(link, keys, &config.state, streams, &config.work.group);
     // The order stands either way: a graph may be cancelled before its first node comes.
@@ -90,5 +87,5 @@ fn doubt(args: &CancelArgs, known: &[String]) {
 }
 
 fn tell(remark: &str) {
-    eprintln!("{} {remark}", style("note:").for_stderr().yellow());
+    print_note(format_args!("{} {remark}", style("note:").for_stderr().yellow()));
 }

@@ -10,6 +10,7 @@ pub mod mcp_demo;
 pub mod reconcile;
 pub mod run;
 pub mod scripted_model;
+pub mod status;
 pub mod submit;
 pub mod tools;
 
@@ -21,6 +22,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::app::Refused;
+use crate::clients::redis::RedisError;
 use crate::config::Config;
 use crate::config::load::{LoadOptions, Loaded, load};
 
@@ -77,6 +79,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Show what each MCP server and the function registry offer.
     Tools(tools::ToolsArgs),
+    /// Show what waits, what is held, and which workers there are.
+    Status(status::StatusArgs),
     /// Stop a node, or every node of a graph, wherever it runs.
     Cancel(cancel::CancelArgs),
     /// Show, retry or delete the work that no worker tries again.
@@ -119,6 +123,7 @@ impl Cli {
             Command::Submit(args) => submit::run(&settings, &args),
             Command::Exec(args) => exec::run(&settings, &args),
             Command::Tools(args) => tools::run(&settings, &args),
+            Command::Status(args) => status::run(&settings, &args),
             Command::Cancel(args) => cancel::run(&settings, &args),
             Command::DeadLetters(command) => dead_letters::run(&settings, &command),
             Command::Reconcile(args) => reconcile::run(&settings, &args),
@@ -223,6 +228,11 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 pub fn redis_away(error: &anyhow::Error, config: &Config) -> u8 {
     complain(format_args!("{} (redis.url is {}; REDIS_ADDR sets it)", causes(error), config.redis.url));
     UNAVAILABLE
+}
+
+/// Complains about what Redis answered, or did not; the answer is the exit code.
+pub fn redis_failed(error: RedisError, config: &Config) -> u8 {
+    if error.is_outage() { redis_away(&error.into(), config) } else { fail(error) }
 }
 
 /// The error and its causes in one line; what an error repeats of its cause is not told twice.

@@ -1,11 +1,9 @@
 //! `reconcile`: tells the ends of a graph's nodes again, out of its state, for consumers that lost events.
 
-use std::io::Write as _;
-
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::{Settings, UNAVAILABLE, block_on, fail};
+use crate::cli::{FAILED, Settings, block_on, complain, fail, print_line, print_note, redis_failed};
 use crate::clients::redis::{Keys, Link, Reconciler, StateError};
 use crate::config::Config;
 use crate::domain::ids::{GraphId, NodeId};
@@ -44,18 +42,18 @@ pub fn run(settings: &Settings, args: &ReconcileArgs) -> u8 {
     match block_on(work(&config, args)) {
         Ok(counts) => {
             let verb = if args.dry_run { "would be sent" } else { "sent" };
-            eprintln!(
+            print_note(format_args!(
                 "{} events {verb}; {} nodes have not ended, {} were not ended by a worker",
                 counts.sent, counts.not_ended, counts.not_ours
-            );
+            ));
             0
         }
         // The worker's advice, to send what creates the state, would not help here.
-        Err(StateError::Missing { key }) => fail(anyhow::anyhow!("there is no state `{key}` to take events from")),
-        Err(StateError::Redis(error)) => {
-            eprintln!("executor-worker: {error}");
-            UNAVAILABLE
+        Err(StateError::Missing { key }) => {
+            complain(format_args!("there is no state `{key}` to take events from"));
+            FAILED
         }
+        Err(StateError::Redis(error)) => redis_failed(error, &config),
         Err(error @ (StateError::WrongType { .. } | StateError::Corrupt { .. })) => fail(error),
     }
 }
@@ -101,6 +99,5 @@ fn tell(args: &ReconcileArgs, node: &NodeId, copy: &Copy, seq: Option<u64>) {
         let seq = seq.map(|seq| format!(" as number {seq}")).unwrap_or_default();
         format!("{kind} {node} {}{seq}", copy.event_id)
     };
-    // A reader that closes the pipe early does not keep the other events from being sent.
-    let _ = writeln!(std::io::stdout(), "{line}");
+    print_line(line);
 }

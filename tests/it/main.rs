@@ -17,5 +17,6 @@ mod reconcile;
 mod retries;
 mod scripts;
 mod shutdown;
+mod status;
 mod supervision;
 mod takeover;

@@ -9,8 +9,8 @@ use std::io::{IsTerminal as _, Write as _};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::{FAILED, Settings, UNAVAILABLE, WRONG_ARGUMENTS, block_on};
-use crate::clients::redis::{DeadLetter, DeadLetters, Keys, Link, Redriven};
+use crate::cli::{FAILED, Settings, WRONG_ARGUMENTS, block_on, complain, fail, print_line, print_note, redis_failed};
+use crate::clients::redis::{DeadLetter, DeadLetters, Keys, Link, RedisError, Redriven};
 use crate::config::Config;
 
 use print::{Format, Printer, grouped};
@@ -88,7 +88,7 @@ pub struct Chosen {
 /// Runs the subcommand; the answer is the exit code.
 pub fn run(settings: &Settings, command: &DeadLettersCommand) -> u8 {
     if let Err(remark) = command.check() {
-        eprintln!("executor-worker: {remark}");
+        complain(remark);
         return WRONG_ARGUMENTS;
     }
     let config = match settings.config() {
@@ -98,10 +98,10 @@ pub fn run(settings: &Settings, command: &DeadLettersCommand) -> u8 {
     match block_on(command.work(&config)) {
         Ok(code) => code,
         Err(error) if print::is_broken_pipe(&error) => 0,
-        Err(error) => {
-            eprintln!("executor-worker: {error:#}");
-            UNAVAILABLE
-        }
+        Err(error) => match error.downcast::<RedisError>() {
+            Ok(error) => redis_failed(error, &config),
+            Err(error) => fail(error),
+        },
     }
 }
 
@@ -170,7 +170,12 @@ async fn list(mut walk: Walk, limit: usize, printer: &mut Printer) -> anyhow::Re
     }
     printer.end(&json!({"shown": shown, "matching": matching, "total": walk.total}))?;
     let all = if shown < matching { "; --limit 0 shows all" } else { "" };
-    eprintln!("{} of {} matching shown, {} in all{all}", grouped(shown), grouped(matching), grouped(walk.total));
+    print_note(format_args!(
+        "{} of {} matching shown, {} in all{all}",
+        grouped(shown),
+        grouped(matching),
+        grouped(walk.total)
+    ));
     Ok(walk.tell_missing())
 }
 
@@ -206,13 +211,13 @@ async fn retry(
         "retried": retried, "refused": refused, "matching": matching, "total": walk.total, "dry_run": dry_run,
     }))?;
     let verb = if dry_run { "would be retried" } else { "retried" };
-    eprintln!(
+    print_note(format_args!(
         "{} of {} matching {verb}, {} cannot be; there were {} in all",
         grouped(retried),
         grouped(matching),
         grouped(refused),
         grouped(walk.total)
-    );
+    ));
     Ok(walk.tell_missing().max(if refused > 0 { FAILED } else { 0 }))
 }
 
@@ -235,11 +240,11 @@ async fn purge(letters: &DeadLetters, mut walk: Walk, limit: usize, dry_run: boo
     let doomed = matching.min(limit);
     let of = format!("{} of {} dead letters", grouped(doomed), grouped(walk.total));
     if dry_run {
-        println!("{of} would be deleted");
+        print_line(format_args!("{of} would be deleted"));
         return Ok(walk.tell_missing());
     }
     if doomed > 0 && !yes && !confirmed(&format!("delete {of} for good?"))? {
-        eprintln!("nothing was deleted");
+        print_note(format_args!("nothing was deleted"));
         return Ok(FAILED);
     }
     let (mut seen, mut deleted) = (0, 0);
@@ -253,7 +258,7 @@ async fn purge(letters: &DeadLetters, mut walk: Walk, limit: usize, dry_run: boo
             deleted += letters.delete(&first.stream, page.iter().map(|letter| letter.id.as_str())).await?;
         }
     }
-    println!("{} of {} dead letters deleted", grouped(deleted), grouped(walk.total));
+    print_line(format_args!("{} of {} dead letters deleted", grouped(deleted), grouped(walk.total)));
     Ok(walk.tell_missing())
 }
 

@@ -152,7 +152,7 @@ impl Printer {
             self.table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
             self.table.set_header(header.iter().copied());
         }
-        self.table.add_row(row);
+        self.table.add_row(row.iter().map(|cell| harmless(cell)));
         self.rows += 1;
         if self.rows == ROWS { self.flush_table() } else { Ok(()) }
     }
@@ -197,12 +197,18 @@ fn at(letter: &DeadLetter) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
+/// Foreign text without what a terminal would obey.
+fn harmless(text: &str) -> String {
+    let harmless = |char: char| if char.is_control() && char != '\n' { char::REPLACEMENT_CHARACTER } else { char };
+    text.chars().map(harmless).collect()
+}
+
 /// All that is known of a letter, a line a fact, its data at the end.
 fn page(letter: &DeadLetter) -> String {
     let mut text = String::new();
     let mut fact = |name: &str, value: &str| {
         if !value.is_empty() {
-            text.push_str(&format!("{name:<11} {value}\n"));
+            text.push_str(&format!("{name:<11} {}\n", harmless(value)));
         }
     };
     let name = |id: &Option<String>| id.clone().unwrap_or_default();
@@ -227,11 +233,7 @@ fn page(letter: &DeadLetter) -> String {
     }
     let data = match serde_json::from_slice::<Value>(&letter.data) {
         Ok(data) => format!("{data:#}"),
-        // Control characters of foreign bytes have no business on a terminal.
-        Err(_) => String::from_utf8_lossy(&letter.data)
-            .chars()
-            .map(|char| if char.is_control() && char != '\n' { char::REPLACEMENT_CHARACTER } else { char })
-            .collect(),
+        Err(_) => harmless(&String::from_utf8_lossy(&letter.data)),
     };
     if !data.is_empty() {
         text.push_str(&data);

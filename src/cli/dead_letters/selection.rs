@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::FAILED;
+use crate::cli::{FAILED, print_note};
 use crate::clients::redis::{DeadLetter, DeadLetters, Link, Pages, RedisError, Span, now_millis};
 use crate::config::Config;
 
@@ -137,7 +137,7 @@ impl Walk {
     /// Names the ids that were asked for and not met; gives the exit code for that.
     pub fn tell_missing(&self) -> u8 {
         for id in &self.missing {
-            eprintln!("no dead letter {id} is among those meant");
+            print_note(format_args!("no dead letter {id} is among those meant"));
         }
         if self.missing.is_empty() { 0 } else { FAILED }
     }

@@ -34,7 +34,7 @@ pub async fn forget(link: &Link, prefix: &str) -> Result<(), RedisError> {
 }
 
 /// The prefix as a pattern that matches nothing else.
-fn pattern(prefix: &str) -> String {
+pub(super) fn pattern(prefix: &str) -> String {
     let mut pattern = String::with_capacity(prefix.len() + 1);
     for character in prefix.chars() {
         if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
