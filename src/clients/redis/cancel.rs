@@ -98,7 +98,7 @@ enum Look {
 
 /// Looks, once in a while, whether nodes that run here are to stop. The cost is small and bounded: for each graph one
 /// command for the orders and one for the status of a hash; of a document as many bytes, on average, as
-/// [`DOCUMENT_BYTES`] says.
+/// `DOCUMENT_BYTES` says.
 #[derive(Debug)]
 pub struct CancelWatch {
     link: Link,
