@@ -175,6 +175,8 @@ async fn turn(
         asked = Asked::Yes;
         *prepared = true;
         deps.health.groups_ready(true);
+        // The first read may wait for work for long; the worker is ready before.
+        deps.health.redis_answers(true);
         *rounds = Rounds::default();
     }
     if deps.health.holds_results() {
