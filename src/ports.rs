@@ -115,8 +115,8 @@ pub struct LlmRequest {
 pub struct ToolCall {
     /// Which tool.
     pub target: ToolTarget,
-    /// Its arguments.
-    pub arguments: Arguments,
+    /// Its arguments; shared, because every attempt is a call of its own.
+    pub arguments: Arc<Arguments>,
     /// Who calls and until when.
     pub context: CallContext,
 }

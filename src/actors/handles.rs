@@ -142,7 +142,7 @@ impl ToolHandle {
 
     async fn builtin(&self, call: &ToolCall) -> Result<ToolOutput, Failure> {
         let started = Instant::now();
-        let run = self.registry.call(&call.target.name, &call.arguments, &call.context);
+        let run = self.registry.call(&call.target.name, &*call.arguments, &call.context);
         let answer = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
             Err(Failure::internal("panic", format!("the built-in tool {:?} hit a fault of its own", call.target.name)))
         });

@@ -127,7 +127,7 @@ impl<P: Ports> Execution<'_, P> {
         arguments: Arguments,
         site: CallSite,
     ) -> Result<ToolOutput, Failure> {
-        let call = ToolCall { target: spec.target.clone(), arguments, context: self.context(site) };
+        let call = ToolCall { target: spec.target.clone(), arguments: Arc::new(arguments), context: self.context(site) };
         self.ledger.spent.borrow_mut().tool_calls += 1;
         let start = Instant::now();
         failpoint::reach(Point::AfterToolStart);

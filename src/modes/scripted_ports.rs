@@ -198,7 +198,7 @@ impl Tools for Script {
 
     async fn call(&self, call: ToolCall) -> ToolAnswer {
         let tool = self.tools.iter().find(|tool| tool.spec.target == call.target).expect("a scripted tool");
-        let arguments = Value::Object(call.arguments.clone());
+        let arguments = json!(*call.arguments);
         self.calls.borrow_mut().push(call);
         self.running.set(self.running.get() + 1);
         self.most_running.set(self.most_running.get().max(self.running.get()));

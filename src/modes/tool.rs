@@ -174,8 +174,8 @@ mod tests {
         let params = json!({"n": "{{ n }}", "deep": [{"k": "{{ a-1 }}", "t": "n is {{ n }}"}]});
         let report = script.run(json!({"tool_name": "add", "tool_params": params})).await;
         assert_eq!(output(&report), json!({"sum": 5}));
-        let arguments = script.calls.borrow()[0].arguments.clone();
-        assert_eq!(Value::Object(arguments), json!({"n": 3, "deep": [{"k": {"k": [1]}, "t": "n is 3"}]}));
+        let arguments = Arc::clone(&script.calls.borrow()[0].arguments);
+        assert_eq!(json!(*arguments), json!({"n": 3, "deep": [{"k": {"k": [1]}, "t": "n is 3"}]}));
         assert_eq!(script.told(EventType::ToolExecuted)[0]["tool"], "srv/add");
         assert_eq!((report.spent.tool_calls, report.spent.usage), (1, None));
     }
