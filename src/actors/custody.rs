@@ -27,6 +27,7 @@ struct Entry {
     deliveries: u64,
     cancel: Cancel,
     settling: bool,
+    suspect: bool,
     node: Option<(GraphId, NodeId)>,
 }
 
@@ -75,7 +76,7 @@ impl InFlight {
         let cancel = Cancel::new();
         entries.insert(
             key.clone(),
-            Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false, node: None },
+            Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false, suspect: false, node: None },
         );
         drop(entries);
         self.gauge.inc();
@@ -97,6 +98,11 @@ impl InFlight {
     /// The ids held of one stream, so that a takeover skips them.
     pub fn ids(&self, stream: &str) -> Vec<EntryId> {
         self.lock().keys().filter(|(of, _)| of.as_ref() == stream).map(|(_, entry)| entry.clone()).collect()
+    }
+
+    /// Whether an entry is held that may be the death of this process.
+    pub fn holds_suspect(&self) -> bool {
+        self.lock().values().any(|entry| entry.suspect)
     }
 
     /// How many are held.
@@ -163,6 +169,13 @@ impl Custody {
         }
     }
 
+    /// Processes have died with this entry more than once.
+    pub fn suspected(&self) {
+        if let Some(entry) = self.in_flight.lock().get_mut(&self.key) {
+            entry.suspect = true;
+        }
+    }
+
     /// The entry as the lease scripts take it.
     pub fn held(&self) -> Held {
         let deliveries = self.in_flight.lock().get(&self.key).map_or(0, |entry| entry.deliveries);
@@ -208,6 +221,17 @@ mod tests {
         assert!(take(&table, &pool, 2).is_none());
         assert_eq!(custody.held().deliveries, 2);
         assert_eq!(pool.available_permits(), 1, "the second permit went back");
+    }
+
+    #[test]
+    fn a_suspect_is_known_for_as_long_as_it_is_held() {
+        let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(2)));
+        let custody = take(&table, &pool, 1).expect("the entry is new");
+        assert!(!table.holds_suspect());
+        custody.suspected();
+        assert!(table.holds_suspect());
+        drop(custody);
+        assert!(!table.holds_suspect());
     }
 
     #[test]

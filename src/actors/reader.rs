@@ -16,7 +16,7 @@ use crate::actors::messages::{DeadLetter, Execute, NodeFinished};
 use crate::actors::pool::ExecutorPool;
 use crate::actors::publisher::Publisher;
 use crate::actors::supervise::{DeathWatch, Post};
-use crate::clients::redis::{Leases, Letter, RawEntry, RedisError, WorkStreams};
+use crate::clients::redis::{Leases, Letter, RawEntry, RedisError, Takeover, WorkStreams};
 use crate::domain::ids::{EntryId, WorkId};
 use crate::domain::outcome::{Category, Failure, Outcome, Report};
 use crate::domain::work::{Delivery, Malformed, Meta, WorkItem, parse_entry};
@@ -142,6 +142,8 @@ async fn read_until_stopped(deps: &ReaderDeps) {
 struct Rounds {
     released: Option<Instant>,
     expired: Option<Instant>,
+    /// A suspect was held the last time round.
+    suspect: bool,
 }
 
 impl Rounds {
@@ -185,6 +187,10 @@ async fn turn(
         return Ok(asked);
     }
     let Some(mut permits) = deps.permits().await else { return Ok(asked) };
+    if std::mem::replace(&mut rounds.suspect, deps.in_flight.holds_suspect()) && !rounds.suspect {
+        // It was innocent, or it is a dead letter now: the next suspect may come.
+        *rounds = Rounds::default();
+    }
     if Rounds::due(&mut rounds.released, deps.sweep.min(RELEASED_ROUND)) {
         // A fleet that lost a worker should not look for its work in one instant.
         let expired = Rounds::due(&mut rounds.expired, deps.sweep.mul_f64(0.9 + fastrand::f64() * 0.2));
@@ -235,7 +241,13 @@ impl ReaderDeps {
                 return Ok(());
             }
             let running = self.in_flight.ids(stream);
-            let claimed = self.leases.claim(stream, &running, permits.num_permits(), expired).await?;
+            let takeover = if expired {
+                // One at a time, so that a poison item takes as few others along as can be.
+                Takeover::Expired { suspects: usize::from(!self.in_flight.holds_suspect()) }
+            } else {
+                Takeover::Released
+            };
+            let claimed = self.leases.claim(stream, &running, permits.num_permits(), takeover).await?;
             if !claimed.is_empty() {
                 tracing::info!(stream = %stream, entries = claimed.len(), "work of other workers is taken over");
                 self.metrics.taken_over.inc_by(claimed.len() as u64);
@@ -259,6 +271,9 @@ impl ReaderDeps {
     fn accept(&self, entry: RawEntry, permit: OwnedSemaphorePermit) {
         self.metrics.received.inc();
         let Some(custody) = self.in_flight.take(&entry.stream, &entry.entry, &entry.token, permit) else { return };
+        if entry.crashes > 1 {
+            custody.suspected();
+        }
         if let Some(added) = entry.entry.millis() {
             let waited = Timestamp::now().as_millisecond() - i64::try_from(added).unwrap_or(i64::MAX);
             Metrics::seconds(&self.metrics.queued, Duration::from_millis(u64::try_from(waited).unwrap_or(0)));

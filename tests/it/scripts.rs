@@ -13,7 +13,7 @@ mod trouble;
 use std::sync::Arc;
 
 use da_node_executor::clients::redis::{
-    Keys, Leases, Letter, Link, RawEntry, RedisError, Settled, Settlement, Settler, StateStore, WorkStreams,
+    Keys, Leases, Letter, Link, RawEntry, RedisError, Settled, Settlement, Settler, StateStore, Takeover, WorkStreams,
 };
 use da_node_executor::config::{Config, RedisConfig, StateConfig, WorkConfig};
 use da_node_executor::domain::event::{EventType, terminal_event_id};
@@ -25,6 +25,8 @@ use redis::aio::MultiplexedConnection;
 use crate::harness::redis::shared;
 use crate::harness::unique;
 
+/// Everything whose lease ran out.
+const ALL: Takeover = Takeover::Expired { suspects: usize::MAX };
 const GROUP: &str = "executor-workers";
 const ITEM: &str = r#"{"graph_id":"g","node_id":"n","run_id":"r"}"#;
 

@@ -52,6 +52,23 @@ pub enum Renewal {
     Lost,
 }
 
+/// Which entries of other processes are taken over, beside those that were handed back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takeover {
+    /// None.
+    Released,
+    /// Those whose lease ran out.
+    Expired {
+        /// Suspects among them at the most: entries with which a process died before the one that had them last.
+        /// Whoever takes the entries of a dead process all at once dies with all of them if one is poison, and after
+        /// a few rounds the innocent ones would be dead letters too.
+        suspects: usize,
+    },
+}
+
+/// Deaths before the present one from which on an entry is a suspect.
+const SUSPECT: u64 = 1;
+
 /// One line of the pending list.
 #[derive(Debug)]
 struct Pending {
@@ -118,24 +135,26 @@ impl Leases {
         limit: usize,
     ) -> Result<Vec<RawEntry>, RedisError> {
         let running: HashSet<&EntryId> = running.iter().collect();
-        let found = self.find(stream, &running, limit, Some(&self.consumer), Duration::ZERO).await?;
+        let found = self.find(stream, &running, limit, Some(&self.consumer), Duration::ZERO, usize::MAX).await?;
         self.take(stream, &found, Duration::ZERO, false).await
     }
 
-    /// Takes over entries that were handed back and, with `expired_too`, those whose lease ran out, which counts a
-    /// crash each. Entries that run here are left alone, and places of deleted entries are cleared away.
+    /// Takes over entries that were handed back and, where `takeover` says so, those whose lease ran out, which counts
+    /// a crash each. Entries that run here are left alone, and places of deleted entries are cleared away.
     pub async fn claim(
         &self,
         stream: &Arc<str>,
         running: &[EntryId],
         limit: usize,
-        expired_too: bool,
+        takeover: Takeover,
     ) -> Result<Vec<RawEntry>, RedisError> {
         let running: HashSet<&EntryId> = running.iter().collect();
-        let released = self.find(stream, &running, limit, Some(RELEASED), Duration::ZERO).await?;
+        let released = self.find(stream, &running, limit, Some(RELEASED), Duration::ZERO, usize::MAX).await?;
         let mut taken = self.take(stream, &released, Duration::ZERO, false).await?;
-        if expired_too && taken.len() < limit {
-            let expired = self.find(stream, &running, limit - taken.len(), None, self.lease).await?;
+        if let Takeover::Expired { suspects } = takeover
+            && taken.len() < limit
+        {
+            let expired = self.find(stream, &running, limit - taken.len(), None, self.lease, suspects).await?;
             taken.extend(self.take(stream, &expired, self.lease, true).await?);
         }
         Ok(taken)
@@ -175,6 +194,7 @@ impl Leases {
         limit: usize,
         owner: Option<&str>,
         idle: Duration,
+        mut suspects: usize,
     ) -> Result<Vec<Pending>, RedisError> {
         let mut found = Vec::new();
         let mut from = String::from("-");
@@ -190,19 +210,49 @@ impl Leases {
             }
             let page = reply::list(self.link.query(&command).await?, "a pending list")?;
             let full = page.len() == PAGE;
+            let mut wanted = Vec::with_capacity(page.len());
             for line in page {
                 let pending = pending(line)?;
                 from = format!("({}", pending.entry);
-                let wanted = owner.is_some() || (pending.owner != *self.consumer && pending.owner != RELEASED);
-                if found.len() < limit && wanted && !running.contains(&pending.entry) {
-                    found.push(pending);
+                let others = owner.is_some() || (pending.owner != *self.consumer && pending.owner != RELEASED);
+                if others && !running.contains(&pending.entry) {
+                    wanted.push(pending);
                 }
+            }
+            let crashes = if suspects < usize::MAX { self.crashes(stream, &wanted).await? } else { Vec::new() };
+            for (at, pending) in wanted.into_iter().enumerate() {
+                if found.len() == limit {
+                    break;
+                }
+                if crashes.get(at).is_some_and(|crashes| *crashes >= SUSPECT) {
+                    let Some(left) = suspects.checked_sub(1) else { continue };
+                    suspects = left;
+                }
+                found.push(pending);
             }
             if !full {
                 break;
             }
         }
         Ok(found)
+    }
+
+    /// How many processes died with each of these entries, as far as it is known yet.
+    async fn crashes(&self, stream: &str, entries: &[Pending]) -> Result<Vec<u64>, RedisError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let key = self.keys.crashes(stream);
+        let mut command = redis::cmd("HMGET");
+        command.arg(&key);
+        for pending in entries {
+            command.arg(pending.entry.as_str());
+        }
+        let counts = match self.link.query(&command).await {
+            Err(RedisError::WrongType { .. }) => return Err(RedisError::WrongType { key: Some(key) }),
+            answer => reply::list(answer?, "crash counts")?,
+        };
+        Ok(counts.iter().map(|count| reply::number(count).unwrap_or_default()).collect())
     }
 
     async fn take(

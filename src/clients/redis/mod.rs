@@ -35,7 +35,7 @@ pub use error::RedisError;
 pub use events::{EventLog, EventTail, TailedEvent};
 pub use forget::forget;
 pub use keys::Keys;
-pub use lease::{Held, Leases, RELEASED, Renewal};
+pub use lease::{Held, Leases, RELEASED, Renewal, Takeover};
 pub use letter::{LETTER_BYTES, Letter};
 pub use link::Link;
 pub use overview::{Holder, StreamOverview, overview, registered};

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use da_node_executor::clients::redis::{Held, Leases, Link, RELEASED, RedisError, Renewal, Settled};
+use da_node_executor::clients::redis::{
+    Held, Leases, Link, RELEASED, RawEntry, RedisError, Renewal, Settled, Takeover,
+};
 use da_node_executor::config::RedisConfig;
 use da_node_executor::domain::ids::EntryId;
 use da_node_executor::domain::work::Delivery;
 
-use super::{GROUP, ITEM, World};
+use super::{ALL, GROUP, ITEM, World};
 use crate::harness::proxy::Proxy;
 use crate::harness::redis::shared;
 
@@ -74,7 +76,7 @@ async fn what_is_handed_back_is_taken_at_once_and_counts_no_crash() {
     assert_eq!(first.leases.hand_back(&[held(&delivery)]).await.expect("an answer"), [Renewal::Lost]);
 
     let second = world.worker("w:2");
-    let taken = second.leases.claim(&world.stream, &[], 10, false).await.expect("an answer");
+    let taken = second.leases.claim(&world.stream, &[], 10, Takeover::Released).await.expect("an answer");
     assert_eq!(taken.len(), 1);
     assert_eq!((taken[0].token.deliveries, taken[0].crashes), (2, 0));
     assert_eq!(taken[0].data.as_deref(), Some(ITEM.as_bytes()));
@@ -88,12 +90,12 @@ async fn a_dead_consumers_work_is_claimed_once_and_counts_a_crash() {
     let (_dead, delivery) = world.worker_with("w:1", ITEM).await;
     world.silence(&delivery.entry, "w:1").await;
     let (second, third) = (world.worker("w:2"), world.worker("w:3"));
-    let early = second.leases.claim(&world.stream, &[], 10, false).await.expect("an answer");
+    let early = second.leases.claim(&world.stream, &[], 10, Takeover::Released).await.expect("an answer");
     assert!(early.is_empty(), "expired leases were not asked for");
 
     let claim = |worker: &super::Worker| {
         let (leases, stream) = (worker.leases.clone(), Arc::clone(&world.stream));
-        async move { leases.claim(&stream, &[], 10, true).await.expect("an answer") }
+        async move { leases.claim(&stream, &[], 10, ALL).await.expect("an answer") }
     };
     let (by_second, by_third) = tokio::join!(claim(&second), claim(&third));
     assert_eq!(by_second.len() + by_third.len(), 1, "exactly one has it");
@@ -116,9 +118,36 @@ async fn a_dead_consumers_work_is_claimed_once_and_counts_a_crash() {
 async fn a_live_lease_is_left_alone() {
     let world = World::new().await;
     let (_owner, delivery) = world.worker_with("w:1", ITEM).await;
-    let taken = world.worker("w:2").leases.claim(&world.stream, &[], 10, true).await.expect("an answer");
+    let taken = world.worker("w:2").leases.claim(&world.stream, &[], 10, ALL).await.expect("an answer");
     assert!(taken.is_empty());
     assert_eq!(world.owner(&delivery.entry).await, Some((String::from("w:1"), 1)));
+}
+
+#[tokio::test]
+async fn suspects_are_taken_one_at_a_time_and_first_timers_all_at_once() {
+    let world = World::new().await;
+    for _ in 0..6 {
+        world.submit(ITEM).await;
+    }
+    let entries = world.worker("w:1").streams.read(6).await.expect("the stream can be read");
+    let crashes = world.keys.crashes(&world.stream);
+    for (at, entry) in entries.iter().enumerate() {
+        world.silence(&entry.entry, "w:1").await;
+        if at % 2 == 0 {
+            world.redis::<()>(&["HSET", &crashes, entry.entry.as_str(), "1"]).await;
+        }
+    }
+    let worker = world.worker("w:2");
+    let taken = async |suspects: usize, limit: usize| {
+        let takeover = Takeover::Expired { suspects };
+        let taken = worker.leases.claim(&world.stream, &[], limit, takeover).await.expect("an answer");
+        let at = |taken: &RawEntry| entries.iter().position(|entry| entry.entry == taken.entry).expect("one of ours");
+        taken.iter().map(at).collect::<Vec<_>>()
+    };
+    assert_eq!(taken(0, 2).await, [1, 3], "suspects take nobody's place");
+    assert_eq!(taken(1, 10).await, [0, 5]);
+    assert_eq!(taken(0, 10).await, [0; 0]);
+    assert_eq!(taken(usize::MAX, 10).await, [2, 4]);
 }
 
 #[tokio::test]
@@ -134,7 +163,7 @@ async fn what_runs_here_is_passed_over_however_much_it_is() {
         world.silence(entry, "w:1").await;
     }
     let worker = world.worker("w:2");
-    let taken = worker.leases.claim(&world.stream, &entries[..290], 4, true).await.expect("an answer");
+    let taken = worker.leases.claim(&world.stream, &entries[..290], 4, ALL).await.expect("an answer");
     let taken: Vec<_> = taken.into_iter().map(|entry| entry.entry).collect();
     assert_eq!(taken, entries[290..294]);
 }
@@ -148,7 +177,7 @@ async fn places_of_deleted_entries_are_cleared_away() {
     world.redis::<()>(&["HSET", &crashes, delivery.entry.as_str(), "1"]).await;
     world.redis::<()>(&["XDEL", &world.stream, delivery.entry.as_str()]).await;
     assert_eq!(world.pending().await, 1);
-    let taken = world.worker("w:2").leases.claim(&world.stream, &[], 10, true).await.expect("an answer");
+    let taken = world.worker("w:2").leases.claim(&world.stream, &[], 10, ALL).await.expect("an answer");
     assert!(taken.is_empty());
     assert_eq!(world.pending().await, 0);
     assert!(!world.redis::<bool>(&["EXISTS", &crashes]).await, "its crashes are forgotten");
@@ -175,7 +204,7 @@ async fn a_lease_that_is_renewed_in_the_last_moment_is_left_alone() {
     // The look for entries handed back has its answer, the look for expired leases is overtaken.
     let renew = ["XCLAIM", &world.stream, GROUP, "w:1", "0", entry, "JUSTID"];
     let (leases, _proxy) = overtaken(&world, "w:2", 1, &renew).await;
-    let taken = leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    let taken = leases.claim(&world.stream, &[], 1, ALL).await.expect("an answer");
     assert!(taken.is_empty());
     assert_eq!(world.owner(&delivery.entry).await, Some((String::from("w:1"), 1)));
 }
@@ -188,9 +217,9 @@ async fn an_entry_that_is_handed_back_in_the_last_moment_counts_no_crash() {
     let entry = delivery.entry.as_str();
     let release = ["XCLAIM", &world.stream, GROUP, RELEASED, "0", entry, "IDLE", "3600000", "JUSTID"];
     let (leases, _proxy) = overtaken(&world, "w:2", 0, &release).await;
-    let taken = leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    let taken = leases.claim(&world.stream, &[], 1, ALL).await.expect("an answer");
     assert!(taken.is_empty(), "the next sweep takes it as handed back");
-    let taken = leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    let taken = leases.claim(&world.stream, &[], 1, ALL).await.expect("an answer");
     assert_eq!(taken.iter().map(|entry| entry.crashes).collect::<Vec<_>>(), [0]);
 }
 
@@ -211,7 +240,7 @@ async fn our_own_expired_lease_is_no_crash_of_another() {
     let world = World::new().await;
     let (worker, delivery) = world.worker_with("w:1", ITEM).await;
     world.silence(&delivery.entry, "w:1").await;
-    let taken = worker.leases.claim(&world.stream, &[], 1, true).await.expect("an answer");
+    let taken = worker.leases.claim(&world.stream, &[], 1, ALL).await.expect("an answer");
     assert!(taken.is_empty(), "it is found as stranded, if it does not run here");
 }
 
@@ -237,7 +266,7 @@ async fn a_wrong_type_of_the_crash_counts_is_named_and_nothing_is_taken() {
     world.silence(&delivery.entry, "w:1").await;
     let crashes = world.keys.crashes(&world.stream);
     world.spoil(&crashes).await;
-    let error = world.worker("w:2").leases.claim(&world.stream, &[], 10, true).await.expect_err("a list is no hash");
+    let error = world.worker("w:2").leases.claim(&world.stream, &[], 10, ALL).await.expect_err("a list is no hash");
     assert!(matches!(&error, RedisError::WrongType { key: Some(key) } if *key == crashes), "{error}");
     assert_eq!(world.owner(&delivery.entry).await, Some((String::from("w:1"), 1)));
 }
@@ -248,7 +277,7 @@ async fn a_takeover_without_a_group_says_so() {
     world.redis::<()>(&["XGROUP", "DESTROY", &world.stream, GROUP]).await;
     let worker = world.worker("w:1");
     for answer in
-        [worker.leases.claim(&world.stream, &[], 1, true).await, worker.leases.stranded(&world.stream, &[], 1).await]
+        [worker.leases.claim(&world.stream, &[], 1, ALL).await, worker.leases.stranded(&world.stream, &[], 1).await]
     {
         assert!(matches!(answer, Err(RedisError::NoGroup)), "{answer:?}");
     }
@@ -262,7 +291,7 @@ async fn a_short_lease_runs_out_by_the_servers_clock() {
     let lease = Duration::from_millis(30);
     let leases = Leases::new(link, world.keys.clone(), GROUP, Arc::from("w:2"), lease, [Arc::clone(&world.stream)]);
     let taken = crate::harness::eventually("the lease runs out", || async {
-        leases.claim(&world.stream, &[], 1, true).await.expect("an answer").pop()
+        leases.claim(&world.stream, &[], 1, ALL).await.expect("an answer").pop()
     })
     .await;
     assert_eq!(taken.entry, delivery.entry);

@@ -9,7 +9,7 @@ use da_node_executor::domain::state::{NodeStatus, Snapshot};
 use da_node_executor::ports::{Opened, Wanted};
 use serde_json::Value;
 
-use super::{ITEM, Worker, World};
+use super::{ALL, ITEM, Worker, World};
 
 fn wanted() -> Wanted {
     Wanted { inputs: true, nodes: vec![String::from("m"), String::from("absent")], all_nodes: false, config: true }
@@ -183,7 +183,7 @@ async fn the_same_work_opens_its_run_again_after_a_takeover() {
     ready(first.store.open(&ours, &wanted()).await.expect("an answer").0);
     world.silence(&ours.entry, "w:1").await;
     let second = world.worker("w:2");
-    let taken = second.leases.claim(&world.stream, &[], 1, true).await.expect("an answer").pop().expect("an entry");
+    let taken = second.leases.claim(&world.stream, &[], 1, ALL).await.expect("an answer").pop().expect("an entry");
     let ours_now = super::delivery(taken);
     ready(second.store.open(&ours_now, &wanted()).await.expect("an answer").0);
     let before = first.store.open(&ours, &wanted()).await.expect("an answer").0;

@@ -7,7 +7,7 @@ use da_node_executor::domain::event::EventType;
 use da_node_executor::ports::{Opened, Wanted};
 use da_node_executor::retry::Retry;
 
-use super::{ITEM, World};
+use super::{ALL, ITEM, World};
 use crate::harness::proxy::Proxy;
 use crate::harness::redis::{RedisServer, shared};
 
@@ -107,7 +107,7 @@ async fn a_script_that_the_server_forgot_is_loaded_again() {
     let held = Held { stream: delivery.stream.clone(), entry: delivery.entry.clone(), deliveries: 1 };
     assert_eq!(worker.leases.renew(&[held]).await.expect("an answer"), [Renewal::Kept]);
     forget().await;
-    assert!(worker.leases.claim(&world.stream, &[], 1, true).await.expect("an answer").is_empty());
+    assert!(worker.leases.claim(&world.stream, &[], 1, ALL).await.expect("an answer").is_empty());
     forget().await;
     assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Done);
 }
