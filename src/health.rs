@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+/// A refusal stands for so long unless it is repeated: longer than the wait between two tries to open a run.
+const REFUSAL_LASTS_MS: i64 = 1500;
+
 /// Shared facts about this process.
 #[derive(Debug)]
 pub struct Health {
@@ -18,6 +21,8 @@ pub struct Health {
     reader_may_wait_ms: i64,
     executors: AtomicUsize,
     unsettled: AtomicUsize,
+    hold_told: AtomicBool,
+    refused_ms: AtomicI64,
     required_down: AtomicUsize,
     current: Mutex<Option<String>>,
 }
@@ -35,6 +40,8 @@ impl Health {
             reader_may_wait_ms: i64::try_from(reader_may_wait.as_millis()).unwrap_or(i64::MAX),
             executors: AtomicUsize::new(0),
             unsettled: AtomicUsize::new(0),
+            hold_told: AtomicBool::new(false),
+            refused_ms: AtomicI64::new(i64::MIN),
             required_down: AtomicUsize::new(0),
             current: Mutex::new(None),
         }
@@ -96,14 +103,26 @@ impl Health {
     pub fn holding_result(&self, holding: bool) {
         if holding {
             self.unsettled.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.unsettled.fetch_sub(1, Ordering::Relaxed);
+        } else if self.unsettled.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.hold_told.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Whether results are held because Redis does not take them: then no more work is fetched.
+    /// Whether the results that are held now have not been told of yet; true once.
+    pub fn tell_hold(&self) -> bool {
+        !self.hold_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Redis did not let a run begin (`true`), or let one begin.
+    pub fn refused(&self, refused: bool) {
+        let at = if refused { self.elapsed_ms() } else { i64::MIN };
+        self.refused_ms.store(at, Ordering::Relaxed);
+    }
+
+    /// Whether Redis takes neither results nor new runs: then no more work is fetched.
     pub fn holds_results(&self) -> bool {
-        self.unsettled.load(Ordering::Relaxed) > 0
+        let refused = self.refused_ms.load(Ordering::Relaxed);
+        self.unsettled.load(Ordering::Relaxed) > 0 || self.elapsed_ms().saturating_sub(refused) < REFUSAL_LASTS_MS
     }
 
     /// A node ended now.
@@ -137,10 +156,12 @@ impl Health {
     pub fn not_ready(&self) -> Vec<&'static str> {
         let checks = [
             (!self.redis(), "redis does not answer"),
+            (self.holds_results(), "redis does not take results"),
             (!self.groups.load(Ordering::Relaxed), "the consumer group is not there yet"),
             (self.draining(), "the worker is stopping"),
             (self.required_down.load(Ordering::Relaxed) > 0, "a required tool server is away"),
-            (self.executors.load(Ordering::Relaxed) == 0, "no executor runs"),
+            // A stopping worker lets its executors go while their last nodes still run.
+            (!self.draining() && self.executors.load(Ordering::Relaxed) == 0, "no executor runs"),
         ];
         checks.into_iter().filter_map(|(failed, why)| failed.then_some(why)).collect()
     }
@@ -165,6 +186,29 @@ mod tests {
         health.redis_answers(false);
         assert!(health.live());
         assert_eq!(health.not_ready(), ["redis does not answer"]);
+    }
+
+    #[test]
+    fn a_worker_whose_results_are_not_taken_is_not_ready_and_tells_it_once() {
+        let health = running();
+        health.holding_result(true);
+        health.holding_result(true);
+        assert_eq!(health.not_ready(), ["redis does not take results"]);
+        assert_eq!([health.tell_hold(), health.tell_hold()], [true, false]);
+        health.holding_result(false);
+        assert!(!health.tell_hold(), "the same outage goes on");
+        health.holding_result(false);
+        assert!(health.live() && health.not_ready().is_empty());
+        assert!(health.tell_hold(), "the next outage is another one");
+    }
+
+    #[test]
+    fn a_refused_run_stops_the_fetching_until_one_may_begin() {
+        let health = running();
+        health.refused(true);
+        assert!(health.holds_results());
+        health.refused(false);
+        assert!(!health.holds_results());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod custody;
 pub mod executor;
 pub mod handles;
+pub mod kept;
 pub mod lease;
 pub mod llm;
 pub mod mcp;

@@ -1,13 +1,14 @@
 //! Publisher: the one way out. Writes every result in one settle and holds it until Redis has answered.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::Custody;
+use crate::actors::kept::Kept;
 use crate::actors::messages::{DeadLetter, NodeFinished};
 use crate::actors::supervise::DeathWatch;
 use crate::clients::redis::{Keys, Leases, RedisError, Settled, Settlement, Settler};
@@ -38,6 +39,8 @@ pub struct PublisherDeps {
     pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What was settled in the last seconds.
+    pub kept: Arc<Kept>,
     /// Cancelled at the very end of a stop: results that Redis still did not take are given up.
     pub give_up: CancellationToken,
 }
@@ -110,7 +113,7 @@ impl PublisherDeps {
             Outcome::Failed { failure, .. } => Some(failure.clone()),
             _ => None,
         };
-        let settlement = settlement(&delivery, written, letter, failure.as_ref());
+        let mut settlement = settlement(&delivery, written, letter, failure.as_ref());
         failpoint::reach(Point::BeforeSettle);
         custody.settling();
         let settle = || failpoint::sent(Point::SettleSent, self.settler.settle(&settlement));
@@ -118,14 +121,15 @@ impl PublisherDeps {
         if let Some(Settled::WrongType { key }) = &answer {
             // The state cannot take the node's end, and waiting would not change that: the event tells it.
             tracing::error!(key, "the graph's state cannot be read or written, the result goes out as an event alone");
-            let without_state = Settlement { write_state: false, ..settlement.clone() };
-            answer = self.until_answered(|| self.settler.settle(&without_state)).await;
+            settlement.write_state = false;
+            answer = self.until_answered(|| self.settler.settle(&settlement)).await;
         }
         failpoint::reach(Point::SettleAnswered);
         match answer {
             Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
                 self.health.processed(completed_at);
                 self.settled(&settlement, &report, failure.as_ref(), mode, took);
+                self.kept.keep(Arc::new(settlement), Instant::now());
             }
             Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),
             Some(Settled::Lost) => self.lost(mode),
@@ -216,7 +220,8 @@ impl PublisherDeps {
             };
             attempt += 1;
             self.metrics.settle_retries.inc();
-            if attempt == 3 {
+            // One line an outage, however many results it holds up; a trouble of one key is told for itself.
+            if attempt == 3 && holding.as_ref().is_none_or(|_| self.health.tell_hold()) {
                 tracing::warn!(problem, "a result cannot be written yet and is held");
             }
             let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, attempt, 0.5 + fastrand::f64() / 2.0);

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::{Custody, InFlight};
+use crate::actors::kept::Rollback;
 use crate::actors::lease::Gate;
 use crate::actors::messages::{DeadLetter, Execute, NodeFinished};
 use crate::actors::pool::ExecutorPool;
@@ -41,6 +42,8 @@ pub struct ReaderDeps {
     pub connect: Box<dyn Fn() -> WorkStreams + Send + Sync>,
     /// The lease scripts, for entries that change hands.
     pub leases: Leases,
+    /// Writes again what Redis has lost, before it hands it out again.
+    pub rollback: Rollback,
     /// Whether expired leases may be taken over.
     pub gate: Arc<Gate>,
     /// The entries held.
@@ -173,6 +176,7 @@ async fn turn(
 ) -> Result<Asked, RedisError> {
     let mut asked = Asked::No;
     if !*prepared {
+        deps.rollback.look().await?;
         streams.ensure_groups().await?;
         asked = Asked::Yes;
         *prepared = true;

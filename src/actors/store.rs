@@ -1,5 +1,7 @@
 //! StateStore: the doorway to the graph's state. The scripts and layouts are the Redis client's.
 
+use std::sync::Arc;
+
 use actix::{Actor, Context, Handler, ResponseFuture};
 
 use crate::actors::messages::{NodeIds, Open, Read};
@@ -7,18 +9,21 @@ use crate::actors::supervise::DeathWatch;
 use crate::clients::redis::StateStore as Client;
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
+use crate::health::Health;
 use crate::ports::Opened;
+use crate::retry::Retry;
 
 /// Opens runs and reads state.
 pub struct StateStore {
     client: Client,
+    health: Arc<Health>,
     _watch: DeathWatch,
 }
 
 impl StateStore {
-    /// A store over this client.
-    pub fn new(client: Client, watch: DeathWatch) -> Self {
-        Self { client, _watch: watch }
+    /// A store over this client, which tells `health` whether runs can begin.
+    pub fn new(client: Client, health: Arc<Health>, watch: DeathWatch) -> Self {
+        Self { client, health, _watch: watch }
     }
 }
 
@@ -30,8 +35,13 @@ impl Handler<Open> for StateStore {
     type Result = ResponseFuture<Result<Opened, Failure>>;
 
     fn handle(&mut self, Open { delivery, wanted }: Open, _: &mut Self::Context) -> Self::Result {
-        let client = self.client.clone();
-        Box::pin(async move { client.open(&delivery, &wanted).await.map(|(opened, _)| opened).map_err(Failure::from) })
+        let (client, health) = (self.client.clone(), Arc::clone(&self.health));
+        Box::pin(async move {
+            let answer = client.open(&delivery, &wanted).await;
+            // What may pass is no fault of this run: no other could begin either, so none should be fetched.
+            health.refused(answer.as_ref().is_err_and(|error| error.retry() != Retry::Never));
+            answer.map(|(opened, _)| opened).map_err(Failure::from)
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::custody::InFlight;
 use crate::actors::executor::{ExecutorDeps, NodeExecutor};
 use crate::actors::handles::{Handles, StoreHandle};
+use crate::actors::kept::{Kept, Rollback};
 use crate::actors::lease::{Gate, LeaseDeps, LeaseKeeper};
 use crate::actors::pool::ExecutorPool;
 use crate::actors::progress::{ProgressLog, write_until_closed};
@@ -140,17 +141,16 @@ impl Worker {
 
         let state =
             StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
+        let of_store = Arc::clone(&health);
         let store = supervise("store", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
-            StoreActor::new(state.clone(), watch).start()
+            StoreActor::new(state.clone(), Arc::clone(&of_store), watch).start()
         });
+        let settler =
+            Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
+        let kept = Arc::new(Kept::default());
         let publisher_deps = Arc::new(PublisherDeps {
-            settler: Settler::new(
-                link.clone(),
-                keys.clone(),
-                &config.state,
-                streams.iter().cloned(),
-                &config.work.group,
-            ),
+            settler: settler.clone(),
+            kept: Arc::clone(&kept),
             leases: leases.clone(),
             keys: keys.clone(),
             worker_id: worker_id.clone(),
@@ -193,6 +193,7 @@ impl Worker {
                 })
             },
             leases: leases.clone(),
+            rollback: Rollback::new(link.clone(), settler, kept),
             gate: Arc::clone(&gate),
             in_flight: in_flight.clone(),
             permits: Arc::clone(&permits),

@@ -14,6 +14,7 @@ mod layouts;
 mod malformed;
 mod modes;
 mod reconcile;
+mod redis_trouble;
 mod retries;
 mod scripts;
 mod shutdown;

@@ -41,7 +41,7 @@ pub use link::Link;
 pub use overview::{Holder, StreamOverview, overview, registered};
 pub use reconcile::{NodeStates, Reconciler};
 pub use registry::WorkerRegistry;
-pub use server::{ServerFacts, StreamStats, now_millis, preflight, stream_stats, submit};
+pub use server::{ServerFacts, ServerIdentity, StreamStats, identity, now_millis, preflight, stream_stats, submit};
 pub use settle::{Settled, Settlement, Settler};
 pub use state::{StateError, StateForm, StateStore};
 pub use stream::{RawEntry, WorkStreams};

@@ -46,6 +46,26 @@ impl ServerFacts {
     }
 }
 
+/// Which server it is and which history of writes it has; see [`ServerFacts`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerIdentity {
+    run_id: Option<String>,
+    replication_id: Option<String>,
+}
+
+impl ServerIdentity {
+    /// Whether the server told.
+    pub fn is_known(&self) -> bool {
+        self.run_id.is_some() && self.replication_id.is_some()
+    }
+}
+
+/// Asks which server it is: another answer than before means that writes of the last seconds may be lost.
+pub async fn identity(link: &Link) -> Result<ServerIdentity, RedisError> {
+    let ServerFacts { run_id, replication_id, .. } = preflight(link).await?;
+    Ok(ServerIdentity { run_id, replication_id })
+}
+
 /// Asks the server about itself. A user who may not ask learns nothing, which is no error.
 pub async fn preflight(link: &Link) -> Result<ServerFacts, RedisError> {
     match link.query(&redis::cmd("INFO")).await {

@@ -28,6 +28,14 @@ static SETTLE: LazyLock<Script> = LazyLock::new(|| {
         include_str!("scripts/settle.lua")
     ))
 });
+static SETTLE_UNCLAIMED: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("scripts/owned.lua"),
+        include_str!("scripts/unclaimed.lua"),
+        include_str!("scripts/run.lua"),
+        include_str!("scripts/settle.lua")
+    ))
+});
 static DEAD_LETTER: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("scripts/owned.lua"), include_str!("scripts/dead_letter.lua"))));
 
@@ -114,8 +122,17 @@ impl Settler {
     }
 
     /// Ends a run. After an error whose outcome is unknown the same settlement is simply sent again.
+    ///
+    /// An entry that is not ours may be nobody's, because Redis lost its last writes: then it is ended all the same.
     pub async fn settle(&self, settlement: &Settlement) -> Result<Settled, RedisError> {
-        let mut answer = self.settle_once(settlement, None).await?;
+        match self.settle_by(&SETTLE, settlement).await? {
+            Settled::Lost => self.settle_by(&SETTLE_UNCLAIMED, settlement).await,
+            answer => Ok(answer),
+        }
+    }
+
+    async fn settle_by(&self, script: &Script, settlement: &Settlement) -> Result<Settled, RedisError> {
+        let mut answer = self.settle_once(script, settlement, None).await?;
         if !matches!(answer, Answer::Document(_)) {
             return Ok(answer.settled());
         }
@@ -136,7 +153,7 @@ impl Settler {
             if compare > 1 {
                 tokio::time::sleep(backoff(FIRST_WAIT, LONGEST_WAIT, compare - 1, fastrand::f64())).await;
             }
-            answer = self.settle_once(settlement, Some((old, &new))).await?;
+            answer = self.settle_once(script, settlement, Some((old, &new))).await?;
         }
         Ok(answer.settled())
     }
@@ -155,18 +172,23 @@ impl Settler {
         answer(self.link.eval(&DEAD_LETTER, &call).await?).map(Answer::settled)
     }
 
-    async fn settle_once(&self, settlement: &Settlement, replace: Option<(&str, &str)>) -> Result<Answer, RedisError> {
-        let call = self.call(settlement, replace);
-        answer(self.link.eval(&SETTLE, &call).await?)
+    async fn settle_once(
+        &self,
+        script: &Script,
+        settlement: &Settlement,
+        replace: Option<(&str, &str)>,
+    ) -> Result<Answer, RedisError> {
+        let call = self.call(script, settlement, replace);
+        answer(self.link.eval(script, &call).await?)
     }
 
-    fn call(&self, settlement: &Settlement, replace: Option<(&str, &str)>) -> Cmd {
+    fn call(&self, script: &Script, settlement: &Settlement, replace: Option<(&str, &str)>) -> Cmd {
         let delivery = &*settlement.delivery;
         let item = &delivery.item;
         let others = || self.streams.iter().filter(|stream| **stream != delivery.stream);
         let (old, new) = replace.unwrap_or_default();
         let bytes = settlement.event_json.len() + settlement.node_state_json.len() + old.len() + new.len() + 1024;
-        let mut call = SETTLE.call(7 + others().count(), bytes);
+        let mut call = script.call(7 + others().count(), bytes);
         call.arg(&*delivery.stream)
             .arg(self.keys.state(&item.graph_id))
             .arg(self.keys.done(&item.graph_id))

@@ -64,16 +64,51 @@ async fn a_worker_that_lost_its_entry_writes_nothing() {
 }
 
 #[tokio::test]
-async fn without_group_or_stream_nothing_is_ours() {
+async fn without_a_stream_nothing_is_ours() {
     let world = World::new().await;
     let (worker, delivery) = world.worker_with("w:1", ITEM).await;
-    world.redis::<()>(&["XGROUP", "DESTROY", &world.stream, GROUP]).await;
-    assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Lost);
     world.redis::<()>(&["DEL", &world.stream]).await;
     assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Lost);
     world.spoil(&world.stream).await;
     assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Lost);
     assert!(!world.redis::<bool>(&["EXISTS", &world.key("done:g")]).await);
+}
+
+/// What Redis looks like when it lost its last writes: the entry is there, and nobody has it.
+#[tokio::test]
+async fn an_entry_that_is_nobodys_is_ended_by_whoever_has_its_result_and_once() {
+    for forgotten in [&["XGROUP", "DESTROY"][..], &["XGROUP", "SETID"]] {
+        let world = World::new().await;
+        let (worker, delivery) = world.worker_with("w:1", ITEM).await;
+        match forgotten {
+            [_, "DESTROY"] => world.redis::<()>(&["XGROUP", "DESTROY", &world.stream, GROUP]).await,
+            _ => {
+                // Not delivered yet, as far as the group knows.
+                world.redis::<()>(&["XGROUP", "SETID", &world.stream, GROUP, "0"]).await;
+                world.redis::<()>(&["XGROUP", "DELCONSUMER", &world.stream, GROUP, "w:1"]).await;
+            }
+        }
+        assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::DoneStateGone, "{forgotten:?}");
+        assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Again, "{forgotten:?}");
+        assert_eq!((world.length(&world.stream).await, world.events(EventType::NodeCompleted).await.len()), (0, 1));
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_somebody_else_has_is_never_nobodys() {
+    let world = World::new().await;
+    let (worker, delivery) = world.worker_with("w:1", ITEM).await;
+    world.redis::<()>(&["XGROUP", "DESTROY", &world.stream, GROUP]).await;
+    world.redis::<()>(&["XGROUP", "CREATE", &world.stream, GROUP, "0"]).await;
+    let (_other, theirs) = world.worker_with("w:2", ITEM).await;
+    assert_ne!(theirs.token.consumer, delivery.token.consumer);
+    assert_eq!(
+        world.owner(&delivery.entry).await,
+        Some((String::from("w:2"), 1)),
+        "the group began at the first entry"
+    );
+    assert_eq!(worker.settle(&delivery).await.expect("an answer"), Settled::Lost);
+    assert!(world.events(EventType::NodeCompleted).await.is_empty());
 }
 
 #[tokio::test]

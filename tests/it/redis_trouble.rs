@@ -1,0 +1,336 @@
+//! Redis in every kind of trouble under a running worker: it stays alive, is not ready, fetches nothing, holds what it
+//! has, and goes on within two seconds after Redis answers, without a restart and without flooding its log.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::bed::{Bed, Event, GROUP};
+use crate::harness::eventually;
+use crate::harness::gate::Gate;
+use crate::harness::proxy::Proxy;
+use crate::harness::worker::{Spec, Worker};
+
+/// How soon after Redis answers work goes on.
+const SOON: Duration = Duration::from_secs(2);
+/// Lines that one outage may cost, its end included.
+const LINES: usize = 12;
+/// Everything that was answered is on disk.
+const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
+
+fn item(node: &str, config: &Value) -> Value {
+    json!({"graph_id": "g", "node_id": node, "run_id": node, "config": config, "inputs": {}})
+}
+
+fn spec(bed: &Bed, gate: &Gate) -> Spec {
+    bed.worker("w1")
+        .set("tools.http_request.allow", gate.host())
+        .set("redis.connect_timeout", "500ms")
+        .set("redis.command_timeout", "1s")
+        // Longer than any outage here: what is executed twice was not held well.
+        .set("lease.duration", "30s")
+}
+
+/// A worker in the middle of a node that ends when its door opens.
+async fn in_the_middle(bed: &Bed, gate: &Gate, spec: Spec) -> Worker {
+    let worker = spec.start().ready().await;
+    bed.submit(&item("held", &gate.node("held"))).await;
+    gate.arrived("held", 1).await;
+    worker
+}
+
+/// The node ends in the middle of the trouble; the worker lives, is not ready and holds the result.
+async fn holds(worker: &Worker, gate: &Gate) {
+    gate.open_all();
+    worker.answers("/ready", 503).await;
+    assert_eq!(worker.get("/live").await.status, 200);
+}
+
+/// Redis answers again since `since`: the held result is written soon, once, and new work is done.
+async fn goes_on(bed: &Bed, gate: &Gate, worker: &Worker, since: Instant) -> Vec<Event> {
+    eventually("the held result is written", async || (bed.count().await == 1).then_some(())).await;
+    assert!(since.elapsed() < SOON, "the result was written only after {:?}", since.elapsed());
+    worker.answers("/ready", 200).await;
+    assert!(since.elapsed() < SOON, "the worker was ready only after {:?}", since.elapsed());
+    bed.submit(&item("later", &gate.node("later"))).await;
+    let events = bed.ended(2).await;
+    assert_eq!((gate.arrivals("held"), gate.arrivals("later")), (1, 1), "nothing is executed twice");
+    assert!(worker.poll().is_none(), "the worker lives on");
+    events
+}
+
+/// The trouble cost no more than a few lines.
+fn was_quiet(worker: &Worker, before: usize) {
+    let lines = worker.records().len() - before;
+    assert!(lines <= LINES, "{lines} lines for one outage:\n{}", worker.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_with_its_log_costs_nothing() {
+    let (mut bed, gate) = (Bed::with_own_redis(DURABLE).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    bed.own_server().kill();
+    holds(&worker, &gate).await;
+    bed.own_server().start_again();
+    let since = Instant::now();
+    bed.reconnect().await;
+    goes_on(&bed, &gate, &worker, since).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_without_a_log_loses_its_work_and_nothing_that_comes_later() {
+    let (mut bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    bed.own_server().kill();
+    holds(&worker, &gate).await;
+    bed.own_server().start_again();
+    let since = Instant::now();
+    bed.reconnect().await;
+    worker.answers("/ready", 200).await;
+    assert!(since.elapsed() < SOON, "the worker was ready only after {:?}", since.elapsed());
+    bed.submit(&item("later", &gate.node("later"))).await;
+    let events = bed.ended(1).await;
+    assert_eq!(events[0]["node_id"], "later", "the first item is gone with its server, and nobody invents an event");
+    assert_eq!(worker.metric("executor_items_total", &["lost"]).await, 1.0);
+    was_quiet(&worker, lines);
+}
+
+async fn process(bed: &Bed) -> Pid {
+    let info: String = bed.ask(&["INFO", "server"]).await;
+    let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")?.trim().parse().ok());
+    Pid::from_raw(pid.expect("the server tells its process"))
+}
+
+#[tokio::test]
+async fn a_server_that_is_frozen_for_a_while_is_waited_for() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    let server = process(&bed).await;
+    kill(server, Signal::SIGSTOP).expect("the process is ours");
+    holds(&worker, &gate).await;
+    worker.said("a result cannot be written yet").await;
+    kill(server, Signal::SIGCONT).expect("the process is ours");
+    goes_on(&bed, &gate, &worker, Instant::now()).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test]
+async fn a_wire_that_swallows_answers_is_given_up_for_another() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let proxy = Proxy::to(bed.server().port()).await;
+    let address = String::from(proxy.url().trim_start_matches("redis://"));
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate).env("REDIS_ADDR", address)).await;
+    let lines = worker.records().len();
+    proxy.swallow_answers();
+    holds(&worker, &gate).await;
+    worker.said("a result cannot be written yet").await;
+    proxy.heal();
+    let since = Instant::now();
+    // The settlement was applied although its answer never came; what counts is when the worker knows.
+    worker.answers("/ready", 200).await;
+    goes_on(&bed, &gate, &worker, since).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test]
+async fn a_server_without_memory_is_not_asked_for_more_work() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    bed.submit_all((0..100).map(|n| item(&format!("n{n}"), &gate.node("later")))).await;
+    bed.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    gate.open("held");
+    worker.answers("/ready", 503).await;
+    assert_eq!(worker.get("/live").await.status, 200);
+    let settled = bed.count().await;
+    assert!(bed.pending().await.len() <= 16, "no more is held than may run");
+    bed.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let since = Instant::now();
+    worker.answers("/ready", 200).await;
+    assert!(since.elapsed() < SOON, "the worker was ready only after {:?}", since.elapsed());
+    gate.open_all();
+    let events = bed.ended(101).await;
+    assert!(settled < 101 && events.iter().all(|event| event["type"] == "node.completed"));
+    assert!(worker.records().len() - lines <= LINES, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_save_is_waited_for() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    let (_, dir): (String, String) = bed.ask(&["CONFIG", "GET", "dir"]).await;
+    // The snapshot cannot take the place of a folder.
+    let blocked = std::path::Path::new(&dir).join("dump.rdb");
+    std::fs::create_dir(&blocked).expect("the folder is ours");
+    bed.ask::<()>(&["CONFIG", "SET", "save", "3600 1000000"]).await;
+    bed.ask::<()>(&["BGSAVE"]).await;
+    let refuses = async || bed.try_ask::<()>(&["SET", "probe", "1"]).await.err();
+    let error = eventually("writes are refused", refuses).await;
+    assert_eq!(error.code(), Some("MISCONF"));
+    holds(&worker, &gate).await;
+    std::fs::remove_dir(&blocked).expect("the folder is ours");
+    bed.ask::<()>(&["BGSAVE"]).await;
+    eventually("writes are taken", async || bed.try_ask::<()>(&["SET", "probe", "1"]).await.ok()).await;
+    goes_on(&bed, &gate, &worker, Instant::now()).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test]
+async fn a_primary_that_becomes_a_replica_for_a_while_is_waited_for() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    // A port where nobody is: the server serves what it has, for reading alone.
+    bed.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    holds(&worker, &gate).await;
+    bed.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    goes_on(&bed, &gate, &worker, Instant::now()).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test]
+async fn a_group_that_is_destroyed_is_made_again_and_what_runs_is_not_run_twice() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    bed.ask::<()>(&["XGROUP", "DESTROY", &bed.stream, GROUP]).await;
+    let since = Instant::now();
+    gate.open_all();
+    goes_on(&bed, &gate, &worker, since).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test]
+async fn scripts_that_are_forgotten_are_loaded_again() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    bed.ask::<()>(&["SCRIPT", "FLUSH"]).await;
+    gate.open_all();
+    goes_on(&bed, &gate, &worker, Instant::now()).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_loads_its_data_is_waited_for() {
+    // Every key that is loaded takes a millisecond, and the server looks up from its work now and then.
+    let slow = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
+    let mut bed = Bed::with_own_redis(&[DURABLE, &slow].concat()).await;
+    let gate = Gate::start().await;
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let mut fill = redis::pipe();
+    for key in 0..1500 {
+        fill.cmd("SET").arg(bed.key(&format!("filler:{key}"))).arg("some text that has to be read").ignore();
+    }
+    bed.pipeline(&fill).await;
+    // Without a rewrite the log is replayed as commands, which are not delayed.
+    bed.ask::<()>(&["BGREWRITEAOF"]).await;
+    eventually("the log is rewritten", async || {
+        let info: String = bed.ask(&["INFO", "persistence"]).await;
+        (info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0")).then_some(())
+    })
+    .await;
+    let lines = worker.records().len();
+    bed.own_server().kill();
+    holds(&worker, &gate).await;
+    let url = bed.server().url();
+    let watch = std::thread::spawn(move || {
+        let client = redis::Client::open(url).expect("an address");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            let answer = client.get_connection().and_then(|mut connection| redis::cmd("PING").exec(&mut connection));
+            match answer {
+                Err(error) if error.code() == Some("LOADING") => return true,
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+                Ok(()) => return false,
+            }
+        }
+        false
+    });
+    bed.own_server().start_again();
+    let since = Instant::now();
+    assert!(watch.join().expect("the watch ends"), "the server was never seen loading");
+    bed.reconnect().await;
+    goes_on(&bed, &gate, &worker, since).await;
+    was_quiet(&worker, lines);
+}
+
+mod rollback {
+    //! Redis comes back without its last writes: results that it had taken are written again and not worked out again.
+
+    use super::*;
+
+    /// The one event, as it is now.
+    async fn event(bed: &Bed) -> Event {
+        eventually("one terminal event", async || (bed.count().await == 1).then_some(())).await;
+        bed.settled().await;
+        let mut events = bed.events().await;
+        assert_eq!(events.len(), 1);
+        events.remove(0)
+    }
+
+    async fn restart(bed: &mut Bed) {
+        bed.own_server().kill();
+        bed.own_server().start_again();
+        bed.reconnect().await;
+    }
+
+    fn same(before: &Event, after: &Event) {
+        for member in ["id", "run_id", "node_id", "data"] {
+            assert_eq!(before[member], after[member], "{member}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_result_that_was_lost_while_its_entry_was_ours_is_written_again() {
+        let (mut bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+        let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+        bed.ask::<()>(&["SAVE"]).await;
+        gate.open_all();
+        let before = event(&bed).await;
+        restart(&mut bed).await;
+        worker.said("failed over").await;
+        same(&before, &event(&bed).await);
+        assert_eq!(gate.arrivals("held"), 1, "the node was worked out again");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_result_that_was_lost_together_with_the_delivery_is_written_again() {
+        let (mut bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+        let spec = spec(&bed, &gate);
+        bed.ask::<()>(&["XGROUP", "CREATE", &bed.stream, GROUP, "0", "MKSTREAM"]).await;
+        bed.submit(&item("held", &gate.node("held"))).await;
+        bed.ask::<()>(&["SAVE"]).await;
+        let worker = spec.start().ready().await;
+        gate.open_all();
+        let before = event(&bed).await;
+        restart(&mut bed).await;
+        worker.said("failed over").await;
+        same(&before, &event(&bed).await);
+        assert_eq!(gate.arrivals("held"), 1, "the node was worked out again");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_result_that_is_held_is_written_although_the_delivery_was_lost() {
+        let (mut bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+        let spec = spec(&bed, &gate);
+        bed.ask::<()>(&["XGROUP", "CREATE", &bed.stream, GROUP, "0", "MKSTREAM"]).await;
+        bed.submit(&item("held", &gate.node("held"))).await;
+        bed.ask::<()>(&["SAVE"]).await;
+        let worker = spec.start().ready().await;
+        gate.arrived("held", 1).await;
+        bed.own_server().kill();
+        holds(&worker, &gate).await;
+        bed.own_server().start_again();
+        bed.reconnect().await;
+        event(&bed).await;
+        assert_eq!(gate.arrivals("held"), 1, "the node was worked out again");
+    }
+}
