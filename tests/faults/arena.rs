@@ -66,8 +66,11 @@ impl Arena {
         Self { redis: Arc::new(Mutex::new(redis)), eyes, world, wire, fleet, poisoned, watch: Watch::default() }
     }
 
-    /// Makes the states that are documents.
+    /// Makes the states that are there from the beginning.
     pub async fn prepare(&mut self, work: &Work) {
+        for graph in &work.hashes {
+            self.eyes.ask::<()>(&["HSET", &format!("dago:state:{graph}"), "status", "running"]).await;
+        }
         for graph in &work.documents {
             let document = serde_json::json!({"graph_id": graph, "graph": {"nodes": {}}, "status": "running",
                 "inputs": {}, "node_states": {}, "others": "keep this"});
@@ -89,7 +92,13 @@ impl Arena {
 
     /// Kills the worker in a slot and replaces it. Its entries count as in flight.
     pub async fn kill(&mut self, slot: usize) {
-        let id = self.fleet.kill(slot);
+        self.fleet.kill(slot);
+        self.bury(slot).await;
+    }
+
+    /// Replaces the worker in a slot, which has ended. Its entries count as in flight.
+    pub async fn bury(&mut self, slot: usize) {
+        let id = String::from(self.fleet.id(slot));
         self.watch.in_flight_at_faults += self.held_by(&id).await.unwrap_or(POOL);
         self.watch.dead.insert(id, Instant::now());
         self.watch.kills += 1;

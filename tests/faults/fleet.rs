@@ -157,10 +157,19 @@ impl Fleet {
         self.slots[slot].process.frozen
     }
 
-    /// Kills the worker in a slot, as the system would; gives its name. The slot is empty until [`Self::replace`].
-    pub fn kill(&mut self, slot: usize) -> String {
+    /// Kills the worker in a slot, as the system would. The slot is empty until [`Self::replace`].
+    pub fn kill(&mut self, slot: usize) {
         self.slots[slot].process.end();
-        self.slots[slot].process.id.clone()
+    }
+
+    /// Whether the worker in a slot has ended.
+    pub fn dead(&mut self, slot: usize) -> bool {
+        self.slots[slot].process.ended().is_some()
+    }
+
+    /// Workers that are started from now on have no failpoints.
+    pub fn disarm(&mut self) {
+        self.env.remove("FAILPOINTS");
     }
 
     /// Starts another worker in a slot.

@@ -1,6 +1,8 @@
 //! The work of a run, drawn from its seed: nodes of every mode, loops with several identities of one node, copies of
 //! one item, poison, and entries that nobody can read.
 
+use std::collections::BTreeSet;
+
 use fastrand::Rng;
 use serde_json::{Value, json};
 
@@ -12,13 +14,16 @@ const NODES: u64 = 12;
 const PER_GRAPH: usize = 40;
 
 /// Everything that is submitted, and what has to come of it.
+#[derive(Debug, Default)]
 pub struct Work {
     /// The entries in order, each the field `data`.
     pub entries: Vec<Vec<u8>>,
     pub identities: Vec<Identity>,
     pub undecodable: Vec<String>,
-    /// Graphs whose state is one document; the workers make the others, as hashes.
+    /// Graphs whose state is one document.
     pub documents: Vec<String>,
+    /// Graphs whose state is a hash from the beginning; the workers make the others.
+    pub hashes: BTreeSet<String>,
 }
 
 /// What a node does.
@@ -37,8 +42,7 @@ pub enum Kind {
 impl Work {
     /// `count` identities with names that begin with `prefix`, for tools at `host`.
     pub fn draw(rng: &mut Rng, prefix: &str, count: usize, host: &str) -> Self {
-        let mut work =
-            Self { entries: Vec::new(), identities: Vec::new(), undecodable: Vec::new(), documents: Vec::new() };
+        let mut work = Self::default();
         // Each poison item costs many workers, so there are few.
         let poison = (count / 4000).clamp(1, 8);
         let every = count / poison;
@@ -58,6 +62,10 @@ impl Work {
                 985..995 => Kind::Slow,
                 _ => Kind::FromTheFuture,
             };
+            if kind == Kind::FromTheFuture && !work.documents.contains(&graph) {
+                // An item that cannot be read makes no state, so its end would find none if it came first.
+                work.hashes.insert(graph.clone());
+            }
             let run = format!("{prefix}r{number}");
             let (entry, identity) = item(kind, graph, node, run, host);
             work.entries.push(entry.to_string().into_bytes());
