@@ -7,6 +7,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 CONTAINER ?= $(firstword $(notdir $(shell command -v podman docker)) docker)
 IMAGE ?= da-node-executor
+# The fault suite kills the worker at places that a release does not have.
+FAULTS := --locked --features failpoints --test faults
 # Handed to the program by `make run-local`, for example ARGS=--once.
 ARGS ?=
 
@@ -29,10 +31,15 @@ test: ## Set up what is missing, run every test
 	@scripts/setup
 # nextest leaves documentation tests out; they go first, so that the report of the many closes the output.
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	    $(CARGO) test --locked --doc && $(CARGO) nextest run --locked; \
+	    $(CARGO) test --locked --doc && $(CARGO) nextest run --locked && $(CARGO) nextest run $(FAULTS); \
 	else \
-	    $(CARGO) test --locked --no-fail-fast; \
+	    $(CARGO) test --locked --no-fail-fast && $(CARGO) test $(FAULTS); \
 	fi
+
+.PHONY: soak
+soak: ## The fault suite at length (half an hour); ITEMS, KILLS, REDIS_FAULTS, WORKERS, SEED change it
+	@scripts/setup
+	$(if $(SEED),FAULT_SEED=$(SEED)) $(CARGO) test $(FAULTS) long_storm -- --ignored --nocapture
 
 .PHONY: lint
 lint: fmt clippy doc lint-files lint-deps ## Everything that judges without running
@@ -44,6 +51,7 @@ fmt: ## Is the code formatted?
 .PHONY: clippy
 clippy: ## Compiler and clippy warnings as errors
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --features failpoints --lib --test faults -- -D warnings
 
 .PHONY: doc
 doc: ## Documentation, with warnings as errors
