@@ -96,6 +96,8 @@ pub struct Metrics {
     pub received: Counter,
     /// Entries taken over from dead or stopped workers.
     pub taken_over: Counter,
+    /// Nodes that went on from what an earlier worker had on record.
+    pub resumed: Counter,
     /// Ended nodes.
     pub items: Family<ItemLabels, Counter>,
     /// How long nodes took.
@@ -158,6 +160,7 @@ impl Metrics {
             registry: Registry::default(),
             received: Counter::default(),
             taken_over: Counter::default(),
+            resumed: Counter::default(),
             items: Family::default(),
             duration: Family::new_with_constructor(node_histogram),
             queued: Histogram::new(QUEUE_SECONDS),
@@ -181,6 +184,7 @@ impl Metrics {
         let r = &mut registry;
         r.register("items_received", "Entries received, by delivery and by takeover", metrics.received.clone());
         r.register("items_taken_over", "Entries taken over from other workers", metrics.taken_over.clone());
+        r.register("items_resumed", "Nodes that went on from the journal of an earlier worker", metrics.resumed.clone());
         r.register("items", "Nodes that ended, by mode and outcome", metrics.items.clone());
         r.register_with_unit("item_duration", "How long nodes took", Unit::Seconds, metrics.duration.clone());
         r.register_with_unit("item_queue", "How long entries waited", Unit::Seconds, metrics.queued.clone());

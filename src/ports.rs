@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
+use crate::domain::journal::JournalEntry;
 use crate::domain::message::{Completion, Conversation};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
-use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 
 /// Why an execution must end before its time.
@@ -133,6 +134,11 @@ pub trait Tools {
     /// A name that nobody offers is a configuration failure that names the nearest ones.
     fn find(&self, patterns: &[String], context: &CallContext) -> impl Future<Output = Result<Vec<ToolSpec>, Failure>>;
 
+    /// What is said of the effects of a call with these arguments, which may be less than the tool could do.
+    fn effects(&self, spec: &ToolSpec, _arguments: &Arguments) -> ToolHints {
+        spec.hints
+    }
+
     /// One call. Dropping the future cancels it. A tool that says it failed is an `Ok` with `is_error`.
     fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolOutput, Failure>>;
 }
@@ -161,6 +167,8 @@ pub enum Opened {
         config: Option<String>,
         /// The graph's status, if it has one.
         status: Option<String>,
+        /// The fields of the run's journal, if it was opened before.
+        journal: Vec<(String, Vec<u8>)>,
     },
     /// The run is ours, and somebody gave the order not to run it.
     Cancelled(CancelOrder),
@@ -182,6 +190,25 @@ pub trait Store {
     fn node_ids(&self, graph_id: &GraphId) -> impl Future<Output = Result<Vec<String>, Failure>>;
 }
 
+/// What became of an entry for the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// It is on record, and the lease is renewed.
+    Done,
+    /// The work is no longer ours: nothing was written.
+    Lost,
+}
+
+/// The journals of executions, from which another worker goes on.
+pub trait Journal {
+    /// Puts an entry on record. Sending the same one again does no harm.
+    fn append(
+        &self,
+        delivery: &Arc<Delivery>,
+        entry: &Arc<JournalEntry>,
+    ) -> impl Future<Output = Result<Appended, Failure>>;
+}
+
 /// Live progress, best effort: never waits, never fails.
 pub trait Events {
     /// Tells a step of this delivery.
@@ -196,6 +223,8 @@ pub trait Ports {
     type Tools: Tools;
     /// State.
     type Store: Store;
+    /// Journals.
+    type Journal: Journal;
     /// Progress.
     type Events: Events;
 
@@ -205,6 +234,8 @@ pub trait Ports {
     fn tools(&self) -> &Self::Tools;
     /// State.
     fn store(&self) -> &Self::Store;
+    /// Journals.
+    fn journal(&self) -> &Self::Journal;
     /// Progress.
     fn events(&self) -> &Self::Events;
 }

@@ -11,7 +11,7 @@ use da_node_executor::config::error::ConfigError;
 use da_node_executor::config::load::{LoadOptions, Loaded, load};
 use da_node_executor::config::schema::{FALLBACK_KEYS, KEYS, Key, Kind, SHORT_NAMES};
 use da_node_executor::config::source::Source;
-use da_node_executor::config::{Config, DEFAULT_TOML, McpServerConfig, ProviderConfig, ProviderKind};
+use da_node_executor::config::{Config, DEFAULT_TOML, McpServerConfig, ProviderConfig, ProviderKind, UnknownOutcome};
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -215,7 +215,8 @@ fn every_key_can_be_set_in_a_file() {
             Kind::List => format!("{:?}", value.split(',').collect::<Vec<_>>()),
             _ => format!("{value:?}"),
         };
-        let path = path.replacen('*', "s", 1).replacen('*', "X", 1);
+        // Rules are for tools that exist.
+        let path = path.replace("unknown_outcome.*", "unknown_outcome.calculate").replacen('*', "s", 1).replacen('*', "X", 1);
         // What a server or a provider cannot do without.
         let beside = match path.as_str() {
             "mcp.servers.s.url" | "mcp.servers.s.command" => "",
@@ -226,6 +227,24 @@ fn every_key_can_be_set_in_a_file() {
         let given = Given::file(&format!("{beside}{path} = {value}\n"));
         assert_eq!(given.good().source(&path).kind(), "file", "{path}");
     }
+}
+
+#[test]
+fn a_rule_for_a_tool_that_cannot_exist_is_refused_with_the_nearest_name() {
+    let rules = |rules: &str| {
+        let servers = "mcp.servers.shop.command = \"true\"\n";
+        Given::file(&format!("{servers}[tools.unknown_outcome]\n{rules}"))
+    };
+    let given = rules("\"shop/order.v2/x\" = \"fail\"\n\"shop/*\" = \"retry\"\nhttp_request = \"ask_model\"");
+    let known = given.config().tools.unknown_outcome;
+    assert_eq!(known["shop/order.v2/x"], UnknownOutcome::Fail, "tools may have any name");
+    assert_eq!((known["shop/*"], known["http_request"]), (UnknownOutcome::Retry, UnknownOutcome::AskModel));
+    for (rule, hint) in [("\"shpo/order\"", "did you mean shop?"), ("http_requst", "did you mean http_request?")] {
+        let refusal = rules(&format!("{rule} = \"retry\"")).refusal();
+        assert!(refusal.contains("tools.unknown_outcome") && refusal.contains(hint), "{refusal}");
+    }
+    assert!(rules("\"shop/\" = \"retry\"").refusal().contains("names no tool"));
+    assert!(rules("calculate = \"again\"").refusal().contains("ask_model, fail, retry"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::clients::redis::Held;
 use crate::domain::cancel::CancelOrder;
 use crate::domain::ids::{EntryId, GraphId, NodeId};
-use crate::domain::work::Token;
+use crate::domain::work::{Delivery, Token};
 use crate::ports::{Cancel, CancelReason};
 
 type Key = (Arc<str>, EntryId);
@@ -105,6 +105,14 @@ impl InFlight {
         self.lock().values().any(|entry| entry.suspect)
     }
 
+    /// What proves now that a delivery is ours: an entry that was claimed again while it ran here has a newer token
+    /// than it was started with.
+    pub fn token(&self, delivery: &Delivery) -> Token {
+        let key = (Arc::clone(&delivery.stream), delivery.entry.clone());
+        let deliveries = self.lock().get(&key).map_or(delivery.token.deliveries, |entry| entry.deliveries);
+        Token { deliveries, ..delivery.token.clone() }
+    }
+
     /// How many are held.
     pub fn len(&self) -> usize {
         self.lock().len()
@@ -195,6 +203,8 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::domain::ids::WorkId;
+    use crate::domain::work::{Meta, WorkItem};
 
     fn token(deliveries: u64) -> Token {
         Token { consumer: Arc::from("w:1"), deliveries }
@@ -221,6 +231,19 @@ mod tests {
         assert!(take(&table, &pool, 2).is_none());
         assert_eq!(custody.held().deliveries, 2);
         assert_eq!(pool.available_permits(), 1, "the second permit went back");
+        let entry = EntryId::new("1-0");
+        let delivery = Delivery {
+            stream: Arc::from("s"),
+            token: token(1),
+            meta: Meta::default(),
+            crashes: 0,
+            work_id: WorkId::new("s", &entry),
+            item: WorkItem::parse(br#"{"graph_id":"g","node_id":"n"}"#, "s", &entry).expect("well formed"),
+            entry,
+        };
+        assert_eq!(table.token(&delivery), token(2), "what it began with proves nothing any more");
+        drop(custody);
+        assert_eq!(table.token(&delivery), token(1));
     }
 
     #[test]

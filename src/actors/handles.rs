@@ -11,22 +11,26 @@ use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::actors::custody::InFlight;
 use crate::actors::llm::LlmActor;
 use crate::actors::mcp::{McpSessionActor, Server};
-use crate::actors::messages::{CallTool, Complete, Discover, NodeIds, Open, Read};
+use crate::actors::messages::{Append, CallTool, Complete, Discover, NodeIds, Open, Read};
 use crate::actors::progress::ProgressLog;
 use crate::actors::store::StateStore;
 use crate::actors::supervise::Post;
 use crate::domain::event::EventType;
 use crate::domain::ids::GraphId;
+use crate::domain::journal::JournalEntry;
 use crate::domain::message::Completion;
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
-use crate::domain::tool::{ToolOutput, ToolSpec};
+use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec};
 use crate::domain::work::Delivery;
 use crate::metrics::{Metrics, ServerLabels, ToolLabels};
-use crate::ports::{CallContext, Events, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted};
+use crate::ports::{
+    Appended, CallContext, Events, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted,
+};
 use crate::tools::registry::Registry;
 use crate::tools::resolve::{Catalog, resolve};
 
@@ -39,6 +43,8 @@ pub struct Handles {
     pub tools: ToolHandle,
     /// State.
     pub store: StoreHandle,
+    /// Journals.
+    pub journal: JournalHandle,
     /// Progress.
     pub events: ProgressLog,
 }
@@ -47,6 +53,7 @@ impl Ports for Handles {
     type Llm = LlmHandle;
     type Tools = ToolHandle;
     type Store = StoreHandle;
+    type Journal = JournalHandle;
     type Events = ProgressLog;
 
     fn llm(&self) -> &LlmHandle {
@@ -57,6 +64,9 @@ impl Ports for Handles {
     }
     fn store(&self) -> &StoreHandle {
         &self.store
+    }
+    fn journal(&self) -> &JournalHandle {
+        &self.journal
     }
     fn events(&self) -> &ProgressLog {
         &self.events
@@ -203,6 +213,13 @@ impl Tools for ToolHandle {
         }
     }
 
+    fn effects(&self, spec: &ToolSpec, arguments: &Arguments) -> ToolHints {
+        match &spec.target.server {
+            Some(_) => spec.hints,
+            None => self.registry.effects(&spec.target.name, arguments),
+        }
+    }
+
     async fn call(&self, call: ToolCall) -> Result<ToolOutput, Failure> {
         let Some(name) = &call.target.server else { return self.builtin(&call).await };
         let Some((_, post)) = self.servers.iter().find(|(server, _)| &server.name == name) else {
@@ -231,6 +248,34 @@ impl Store for StoreHandle {
 
     async fn node_ids(&self, graph_id: &GraphId) -> Result<Vec<String>, Failure> {
         ask(&self.0, "state store", NodeIds { graph_id: graph_id.clone() }).await
+    }
+}
+
+/// The journals of what this process holds.
+#[derive(Clone)]
+pub struct JournalHandle {
+    store: Post<StateStore>,
+    in_flight: InFlight,
+}
+
+impl JournalHandle {
+    /// Journals through this store, for the entries of this table.
+    pub fn new(store: Post<StateStore>, in_flight: InFlight) -> Self {
+        Self { store, in_flight }
+    }
+}
+
+impl Journal for JournalHandle {
+    async fn append(&self, delivery: &Arc<Delivery>, entry: &Arc<JournalEntry>) -> Result<Appended, Failure> {
+        loop {
+            let token = self.in_flight.token(delivery);
+            let append = Append { delivery: Arc::clone(delivery), token: token.clone(), entry: Arc::clone(entry) };
+            let answer = ask(&self.store, "state store", append).await?;
+            // Lost under a token that was replaced on the way says nothing about the present one.
+            if answer == Appended::Done || self.in_flight.token(delivery) == token {
+                return Ok(answer);
+            }
+        }
     }
 }
 

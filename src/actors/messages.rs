@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::custody::Custody;
 use crate::clients::redis::{Letter, RawEntry};
 use crate::domain::ids::GraphId;
+use crate::domain::journal::JournalEntry;
 use crate::domain::message::Completion;
 use crate::domain::outcome::{Failure, Report};
 use crate::domain::state::Snapshot;
 use crate::domain::tool::{ToolOutput, ToolSpec};
-use crate::domain::work::Delivery;
-use crate::ports::{LlmRequest, Opened, ToolCall, Wanted};
+use crate::domain::work::{Delivery, Token};
+use crate::ports::{Appended, LlmRequest, Opened, ToolCall, Wanted};
 
 /// StreamReader → NodeExecutor: run this.
 #[derive(Message)]
@@ -83,6 +84,18 @@ pub struct Read {
 pub struct NodeIds {
     /// The graph.
     pub graph_id: GraphId,
+}
+
+/// NodeExecutor → StateStore: put this into the run's journal.
+#[derive(Message)]
+#[rtype(result = "Result<Appended, Failure>")]
+pub struct Append {
+    /// The delivery.
+    pub delivery: Arc<Delivery>,
+    /// What proves that it is ours by now.
+    pub token: Token,
+    /// The entry.
+    pub entry: Arc<JournalEntry>,
 }
 
 /// NodeExecutor → LlmActor: one completion.

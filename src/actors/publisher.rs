@@ -150,6 +150,9 @@ impl PublisherDeps {
         took: Duration,
     ) {
         let elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        if report.resumed.is_some() {
+            self.metrics.resumed.inc();
+        }
         if report.spent.attempts > 1 {
             self.metrics.retries.inc_by(u64::from(report.spent.attempts - 1));
         }

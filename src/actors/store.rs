@@ -1,29 +1,30 @@
-//! StateStore: the doorway to the graph's state. The scripts and layouts are the Redis client's.
+//! StateStore: the doorway to the graph's state and to the journals. The scripts and layouts are the Redis client's.
 
 use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 
-use crate::actors::messages::{NodeIds, Open, Read};
+use crate::actors::messages::{Append, NodeIds, Open, Read};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::StateStore as Client;
+use crate::clients::redis::{JournalWriter, RedisError, StateStore as Client};
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
 use crate::health::Health;
-use crate::ports::Opened;
+use crate::ports::{Appended, Opened};
 use crate::retry::Retry;
 
-/// Opens runs and reads state.
+/// Opens runs, reads state, writes journals.
 pub struct StateStore {
     client: Client,
+    journal: JournalWriter,
     health: Arc<Health>,
     _watch: DeathWatch,
 }
 
 impl StateStore {
-    /// A store over this client, which tells `health` whether runs can begin.
-    pub fn new(client: Client, health: Arc<Health>, watch: DeathWatch) -> Self {
-        Self { client, health, _watch: watch }
+    /// A store over these clients, which tells `health` whether runs can begin.
+    pub fn new(client: Client, journal: JournalWriter, health: Arc<Health>, watch: DeathWatch) -> Self {
+        Self { client, journal, health, _watch: watch }
     }
 }
 
@@ -60,5 +61,20 @@ impl Handler<NodeIds> for StateStore {
     fn handle(&mut self, NodeIds { graph_id }: NodeIds, _: &mut Self::Context) -> Self::Result {
         let client = self.client.clone();
         Box::pin(async move { client.node_ids(&graph_id).await.map_err(Failure::from) })
+    }
+}
+
+impl Handler<Append> for StateStore {
+    type Result = ResponseFuture<Result<Appended, Failure>>;
+
+    fn handle(&mut self, Append { delivery, token, entry }: Append, _: &mut Self::Context) -> Self::Result {
+        let journal = self.journal.clone();
+        Box::pin(async move {
+            journal.append(&delivery, &token, &entry).await.map_err(|error| match error {
+                // Not the state's: the node's end can still be written there.
+                RedisError::WrongType { .. } => Failure::validation("journal_wrong_type", error.to_string()),
+                error => error.into(),
+            })
+        })
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::InFlight;
 use crate::actors::executor::{ExecutorDeps, NodeExecutor};
-use crate::actors::handles::{Handles, StoreHandle};
+use crate::actors::handles::{Handles, JournalHandle, StoreHandle};
 use crate::actors::kept::{Kept, Rollback};
 use crate::actors::lease::{Gate, LeaseDeps, LeaseKeeper};
 use crate::actors::pool::ExecutorPool;
@@ -24,7 +24,8 @@ use crate::actors::registrar::Registrar;
 use crate::actors::store::StateStore as StoreActor;
 use crate::actors::supervise::supervise;
 use crate::clients::redis::{
-    EventLog, Keys, Leases, Link, ServerFacts, Settler, StateStore, WorkStreams, WorkerRegistry, preflight,
+    EventLog, JournalWriter, Keys, Leases, Link, ServerFacts, Settler, StateStore, WorkStreams, WorkerRegistry,
+    preflight,
 };
 use crate::config::Config;
 use crate::domain::event::EventType;
@@ -141,9 +142,10 @@ impl Worker {
 
         let state =
             StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
+        let journal = JournalWriter::new(link.clone(), keys.clone(), &config.state, &config.work.group);
         let of_store = Arc::clone(&health);
         let store = supervise("store", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
-            StoreActor::new(state.clone(), Arc::clone(&of_store), watch).start()
+            StoreActor::new(state.clone(), journal.clone(), Arc::clone(&of_store), watch).start()
         });
         let settler =
             Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
@@ -165,7 +167,8 @@ impl Worker {
             handles: Handles {
                 llm: running.llm.clone(),
                 tools: running.tools.clone(),
-                store: StoreHandle(store),
+                store: StoreHandle(store.clone()),
+                journal: JournalHandle::new(store, in_flight.clone()),
                 events: progress,
             },
             settings: ModeSettings::from(&config),

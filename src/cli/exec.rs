@@ -17,6 +17,7 @@ use crate::app::wiring::Running;
 use crate::cli::{FAILED, Settings, fail, print_line, print_note, read_input, read_object};
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
+use crate::domain::journal::JournalEntry;
 use crate::domain::outcome::Failure;
 use crate::domain::outcome::{Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
@@ -24,7 +25,7 @@ use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::modes::{ModeSettings, run_node};
-use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
+use crate::ports::{Appended, Cancel, CancelReason, Events, Journal, Opened, Ports, Store, Wanted};
 use crate::telemetry;
 
 /// Arguments of `exec`.
@@ -164,6 +165,7 @@ impl Ports for LocalPorts {
     type Llm = LlmHandle;
     type Tools = ToolHandle;
     type Store = FileStore;
+    type Journal = NoJournal;
     type Events = Steps;
 
     fn llm(&self) -> &LlmHandle {
@@ -174,6 +176,9 @@ impl Ports for LocalPorts {
     }
     fn store(&self) -> &FileStore {
         &self.store
+    }
+    fn journal(&self) -> &NoJournal {
+        &NoJournal
     }
     fn events(&self) -> &Steps {
         &self.events
@@ -219,6 +224,7 @@ impl Store for FileStore {
             snapshot: self.0.snapshot(),
             config: self.0.config(delivery.item.node_id.as_str()),
             status: self.0.status.clone(),
+            journal: Vec::new(),
         })
     }
 
@@ -228,6 +234,15 @@ impl Store for FileStore {
 
     async fn node_ids(&self, _: &GraphId) -> Result<Vec<String>, Failure> {
         Ok(self.0.node_states.keys().cloned().collect())
+    }
+}
+
+/// Nobody goes on with a node that ran here.
+struct NoJournal;
+
+impl Journal for NoJournal {
+    async fn append(&self, _: &Arc<Delivery>, _: &Arc<JournalEntry>) -> Result<Appended, Failure> {
+        Ok(Appended::Done)
     }
 }
 

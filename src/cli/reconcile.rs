@@ -54,7 +54,9 @@ pub fn run(settings: &Settings, args: &ReconcileArgs) -> u8 {
             FAILED
         }
         Err(StateError::Redis(error)) => redis_failed(error, &config),
-        Err(error @ (StateError::WrongType { .. } | StateError::Corrupt { .. })) => fail(error),
+        Err(error @ (StateError::WrongType { .. } | StateError::NoJournal { .. } | StateError::Corrupt { .. })) => {
+            fail(error)
+        }
     }
 }
 

@@ -369,12 +369,30 @@ impl Default for McpServerConfig {
     }
 }
 
+/// What follows when a worker died during a tool call, so that nobody knows whether it took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownOutcome {
+    /// The model is told so; in tool mode, which has no model, the node fails.
+    AskModel,
+    /// The node fails.
+    Fail,
+    /// The call is made again with the same idempotency key.
+    Retry,
+}
+
 /// Built-in tools.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToolsConfig {
     /// Built-in tools that are switched off.
     pub disable: Vec<String>,
+    /// What follows when a worker died during a call and no other key says it: see [`UnknownOutcome`].
+    pub on_unknown_outcome: UnknownOutcome,
+    /// The same for one tool, `server/tool` or the name of a built-in, or for all of a server, `server/*`. It goes
+    /// before what the server says of its tools.
+    #[serde(default)]
+    pub unknown_outcome: BTreeMap<String, UnknownOutcome>,
     /// The `http_request` tool.
     pub http_request: HttpRequestConfig,
 }

@@ -171,6 +171,9 @@ pub const SHORT_NAMES: &[(&str, &str)] = &[
 /// Keys of providers that have none of their own: the variable, and the kind of provider it is for.
 pub const FALLBACK_KEYS: &[(&str, &str)] = &[("ANTHROPIC_API_KEY", "anthropic"), ("OPENAI_API_KEY", "openai")];
 
+/// What may follow when nobody knows whether a tool call took effect.
+const UNKNOWN_OUTCOME: Kind = Kind::OneOf(&["ask_model", "fail", "retry"]);
+
 /// Every key there is, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
     key("worker.id", Kind::Text),
@@ -220,6 +223,8 @@ pub const KEYS: &[Key] = &[
     key("mcp.servers.*.concurrency", count(1, 100_000, "calls")).or("32"),
     key("mcp.servers.*.required", Kind::Bool).or("false"),
     key("tools.disable", Kind::List),
+    key("tools.on_unknown_outcome", UNKNOWN_OUTCOME),
+    key("tools.unknown_outcome.*", UNKNOWN_OUTCOME),
     key("tools.http_request.allow", Kind::List),
     key("tools.http_request.timeout", time(1)),
     key("tools.http_request.max_bytes", count(1, 1 << 30, "bytes")),

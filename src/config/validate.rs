@@ -267,9 +267,32 @@ impl Check<'_> {
         }
     }
 
+    /// A rule for a tool that does not exist would protect nothing. The tools of a server are known only to itself.
+    fn tool_names(&mut self, config: &Config) {
+        for name in config.tools.unknown_outcome.keys() {
+            let servers = || config.mcp.servers.keys().map(String::as_str);
+            let (known, whose, near) = match name.split_once('/') {
+                Some((server, tool)) => {
+                    let known = config.mcp.servers.contains_key(server) && !tool.is_empty();
+                    (known, "names no tool of an MCP server", nearest(server, servers()))
+                }
+                None => {
+                    let known = BUILT_IN_TOOLS.contains(&name.as_str());
+                    let near = nearest(name, BUILT_IN_TOOLS.iter().copied());
+                    (known, "names no built-in tool, and those of a server are `server/tool`", near)
+                }
+            };
+            if !known {
+                let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+                self.blame(&[&dotted(&["tools", "unknown_outcome", name])], format!("{whose}{hint}"));
+            }
+        }
+    }
+
     fn the_rest(&mut self, config: &Config) {
         self.known("events.progress", &config.events.progress, PROGRESS_EVENTS);
         self.known("tools.disable", &config.tools.disable, BUILT_IN_TOOLS);
+        self.tool_names(config);
         for (at, host) in config.tools.http_request.allow.iter().enumerate() {
             if !is_host_pattern(host) {
                 self.blame(

@@ -4,6 +4,7 @@
 pub mod cancel;
 pub mod event;
 pub mod ids;
+pub mod journal;
 pub mod message;
 pub mod node;
 pub mod outcome;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::domain::message::Usage;
@@ -11,7 +11,7 @@ use crate::domain::node::Mode;
 use crate::retry::Retry;
 
 /// The kinds of failure that consumers tell apart (`error_details.category`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
     /// Network trouble, rate limits, an overloaded model: trying later may help.
@@ -46,7 +46,7 @@ impl Category {
 }
 
 /// Why a step or a node failed, in words for a person and in a code for a program.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct Failure {
     /// What kind of failure it is.
@@ -130,7 +130,7 @@ pub struct Partial {
 }
 
 /// What one execution used, whatever its outcome.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spent {
     /// Tokens of all completions, when a model was called at all.
     pub usage: Option<Usage>,
@@ -138,6 +138,15 @@ pub struct Spent {
     pub tool_calls: u32,
     /// The highest attempt number any step needed.
     pub attempts: u32,
+}
+
+/// Steps of an earlier attempt that were not done again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Resumed {
+    /// Turns of the model.
+    pub turns: usize,
+    /// Tool calls.
+    pub tool_calls: usize,
 }
 
 /// The end of one execution of a node.
@@ -176,11 +185,13 @@ pub struct Report {
     pub spent: Spent,
     /// Remarks for `metadata.warnings`.
     pub warnings: Vec<String>,
+    /// What was gone on from, where another worker had begun.
+    pub resumed: Option<Resumed>,
 }
 
 impl Report {
     /// A report of an execution that ended before its mode was known.
     pub fn early(outcome: Outcome) -> Self {
-        Self { outcome, mode: None, spent: Spent::default(), warnings: Vec::new() }
+        Self { outcome, mode: None, spent: Spent::default(), warnings: Vec::new(), resumed: None }
     }
 }

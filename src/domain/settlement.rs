@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::domain::event::{Event, EventType, Subject, completed_data, error_details, failed_data, terminal_event_id};
-use crate::domain::outcome::{Category, Failure, Partial, Report};
+use crate::domain::outcome::{Category, Failure, Partial, Report, Resumed};
 use crate::domain::state::{NodeRecord, NodeStatus};
 use crate::domain::work::Delivery;
 
@@ -67,6 +67,8 @@ struct Metadata<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     warnings: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
+    resumed: Option<Resumed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     item: Option<&'a RawValue>,
@@ -89,6 +91,7 @@ impl Execution<'_> {
             duration_ms: self.completed_at.as_millisecond() - self.started_at.as_millisecond(),
             redriven: Some(self.delivery.meta.redriven).filter(|&times| times > 0),
             warnings: &report.warnings,
+            resumed: report.resumed,
             traceparent: item.traceparent.as_deref(),
             item: item.metadata.as_deref(),
         };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 /// Where a tool lives.
@@ -52,11 +53,12 @@ pub struct ToolSpec {
 }
 
 /// What a tool answered.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ToolOutput {
     /// Content blocks as MCP defines them; unknown kinds are kept.
     pub content: Vec<Value>,
     /// The structured answer, where the tool has one.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub structured: Option<Value>,
     /// The tool says that it failed.
     pub is_error: bool,
@@ -112,6 +114,11 @@ impl From<Value> for ToolOutput {
     fn from(value: Value) -> Self {
         Self::structured(value)
     }
+}
+
+/// Tells an answer of `null` from none at all.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 fn single_text(block: &Value) -> Option<&str> {

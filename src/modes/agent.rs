@@ -40,6 +40,13 @@ pub(super) struct AgentTask {
     rules: Rules,
 }
 
+impl AgentTask {
+    /// The texts that were put together for the model.
+    pub fn texts(&self) -> [&str; 2] {
+        [&self.task, self.system.as_deref().unwrap_or_default()]
+    }
+}
+
 impl AgentPlan {
     /// Reads the members of agent mode.
     pub fn compile(config: &NodeConfig, settings: &ModeSettings) -> Result<Self, Failure> {
@@ -83,38 +90,52 @@ impl AgentPlan {
 
 /// Runs the agent to its output.
 pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask) -> Result<Value, Failure> {
-    let toolbox = Toolbox::find(execution, &task.tools).await?;
-    let brief = Brief {
-        settings: task.settings,
-        system: task.system,
-        tools: toolbox.specs(),
-        output_schema: task.rules.schema.as_ref().map(|schema| Arc::clone(&schema.source)),
-    };
-    let mut dialogue = Dialogue::new(task.task, task.rules);
+    let AgentTask { task, system, tools, settings, rules } = task;
+    let toolbox = Toolbox::new(tools);
+    let output_schema = rules.schema.as_ref().map(|schema| Arc::clone(&schema.source));
+    let mut brief = Brief { settings, system, tools: Arc::from([]), output_schema };
+    let mut dialogue = Dialogue::new(task, rules);
     let mut next = dialogue.begin();
     loop {
         next = match next {
             Move::Ask => {
-                let completion = execution.ask(&brief, &dialogue).await?;
-                let mut turn = json!({
-                    "stop_reason": completion.stop_reason.as_str(),
-                    "tool_calls": completion.turn.tool_uses.len(),
-                    "usage": completion.usage,
-                });
-                let next = dialogue.heard(completion);
-                turn["iteration"] = Value::from(dialogue.iterations());
-                execution.progress(EventType::NodeProgress, turn);
+                let next = match execution.recorded(&dialogue) {
+                    // It was told when it happened.
+                    Some(completion) => dialogue.heard(completion),
+                    None => {
+                        brief.tools = toolbox.specs(execution).await?;
+                        heard(execution, &mut dialogue, &brief).await?
+                    }
+                };
                 execution.ledger.partial.replace(Some(dialogue.partial()));
                 next
             }
             Move::CallTools(uses) => {
-                let results = toolbox.call_all(execution, dialogue.iterations(), uses).await;
+                let results = toolbox.call_all(execution, dialogue.iterations(), uses).await?;
                 dialogue.answered(results)
             }
             Move::Finish(answer) => return Ok(output(execution, dialogue.iterations(), answer)),
             Move::Fail(failure) => return Err(failure),
         }
     }
+}
+
+/// Asks the model, tells its turn, and gives what follows.
+async fn heard<P: Ports>(
+    execution: &Execution<'_, P>,
+    dialogue: &mut Dialogue,
+    brief: &Brief,
+) -> Result<Move, Failure> {
+    let completion = execution.ask(brief, dialogue).await?;
+    let mut turn = json!({
+        "stop_reason": completion.stop_reason.as_str(),
+        "tool_calls": completion.turn.tool_uses.len(),
+        "usage": completion.usage,
+    });
+    let next = dialogue.heard(completion);
+    turn["iteration"] = Value::from(dialogue.iterations());
+    execution.progress(EventType::NodeProgress, turn);
+    Ok(next)
 }
 
 fn output<P: Ports>(execution: &Execution<'_, P>, iterations: u32, answer: Answer) -> Value {

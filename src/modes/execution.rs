@@ -1,24 +1,25 @@
-//! What a running node has at hand: the ports behind the one layer of retries, its deadline, and the ledger of what
-//! it used. What it does with them is each mode's.
+//! What a running node has at hand: the ports behind the one layer of retries, its deadline, its journal, and the
+//! ledger of what it used. What it does with them is each mode's.
 
-use std::cell::RefCell;
-use std::fmt::Write as _;
-use std::future::Future;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, pending};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use crate::config::UnknownOutcome;
 use crate::domain::event::EventType;
+use crate::domain::journal::{CallId, Class, Start};
 use crate::domain::message::{Completion, Usage};
 use crate::domain::node::LlmConfig;
-use crate::domain::outcome::{Failure, Partial, Spent};
-use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
+use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
+use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::dialogue::Dialogue;
+use crate::modes::logbook::{Logbook, digest};
 use crate::modes::step::step;
 use crate::ports::{CallContext, Events, Llm, LlmRequest, Ports, ToolCall, Tools};
 use crate::retry::RetryPolicy;
@@ -29,6 +30,7 @@ pub(super) struct Ledger {
     pub spent: RefCell<Spent>,
     pub partial: RefCell<Option<Partial>>,
     pub warnings: RefCell<Vec<String>>,
+    pub resumed: Cell<Option<Resumed>>,
 }
 
 impl Ledger {
@@ -72,8 +74,8 @@ pub(super) enum CallSite {
     Discovery,
     /// The model's turn of this number.
     Turn(u32),
-    /// A tool call: the turn that asked for it and its place there.
-    Tool { turn: u32, index: usize },
+    /// A tool call.
+    Tool(CallId),
 }
 
 /// How a model is asked, the same in every turn.
@@ -91,13 +93,22 @@ pub(super) struct Execution<'a, P> {
     pub settings: &'a ModeSettings,
     pub delivery: &'a Arc<Delivery>,
     pub ledger: &'a Ledger,
+    pub logbook: &'a Logbook<'a, P>,
     pub policy: RetryPolicy,
     pub deadline: Instant,
 }
 
 impl<P: Ports> Execution<'_, P> {
-    /// Asks the model for the next turn of a dialogue.
+    /// The next turn of a dialogue, if an earlier attempt has it on record.
+    pub fn recorded(&self, dialogue: &Dialogue) -> Option<Completion> {
+        let completion = self.logbook.turn(dialogue.iterations() + 1)?;
+        self.ledger.warn(completion.warnings.iter().cloned());
+        Some(completion)
+    }
+
+    /// Asks the model for the next turn of a dialogue. It is on record before anything follows from it.
     pub async fn ask(&self, brief: &Brief, dialogue: &Dialogue) -> Result<Completion, Failure> {
+        let turn = dialogue.iterations() + 1;
         let request = LlmRequest {
             settings: Arc::clone(&brief.settings),
             system: brief.system.clone(),
@@ -105,12 +116,13 @@ impl<P: Ports> Execution<'_, P> {
             tools: Arc::clone(&brief.tools),
             tools_allowed: dialogue.tools_allowed(),
             output_schema: brief.output_schema.clone(),
-            context: self.context(CallSite::Turn(dialogue.iterations() + 1)),
+            context: self.context(CallSite::Turn(turn)),
         };
         let completion = self.step("llm call", || self.ports.llm().complete(request.clone())).await?;
-        failpoint::reach(Point::AfterLlmRecord);
         *self.ledger.spent.borrow_mut().usage.get_or_insert_default() += completion.usage;
         self.ledger.warn(completion.warnings.iter().cloned());
+        self.logbook.heard(turn, &completion).await?;
+        failpoint::reach(Point::AfterLlmRecord);
         Ok(completion)
     }
 
@@ -120,21 +132,47 @@ impl<P: Ports> Execution<'_, P> {
         self.step("tool discovery", || self.ports.tools().find(patterns, &context)).await
     }
 
+    /// Whether a call with these arguments may simply be made again.
+    pub fn class(&self, spec: &ToolSpec, arguments: &Arguments) -> Class {
+        let effects = self.ports.tools().effects(spec, arguments);
+        match self.settings.unknown_outcomes.of(&spec.target, effects.read_only || effects.idempotent) {
+            UnknownOutcome::Retry => Class::Safe,
+            UnknownOutcome::AskModel | UnknownOutcome::Fail => Class::Unsafe,
+        }
+    }
+
+    /// What follows for a call during which a worker died.
+    pub fn unknown_outcome(&self, start: &Start) -> UnknownOutcome {
+        self.settings.unknown_outcomes.of(&start.target(), start.class == Class::Safe)
+    }
+
+    /// Puts on record that a call is about to be made.
+    pub async fn begin_call(
+        &self,
+        call: CallId,
+        target: &ToolTarget,
+        arguments: &Arguments,
+        class: Class,
+    ) -> Result<(), Failure> {
+        let key = idempotency_key(self.delivery, self.logbook.epoch(), CallSite::Tool(call));
+        self.ledger.spent.borrow_mut().tool_calls += 1;
+        self.logbook.begins(call, target, arguments, key, class).await
+    }
+
     /// Calls a tool and tells it.
     pub async fn call_tool(
         &self,
-        spec: &ToolSpec,
+        call: CallId,
+        target: &ToolTarget,
         arguments: Arguments,
-        site: CallSite,
     ) -> Result<ToolOutput, Failure> {
-        let call = ToolCall { target: spec.target.clone(), arguments: Arc::new(arguments), context: self.context(site) };
-        self.ledger.spent.borrow_mut().tool_calls += 1;
+        let context = self.context(CallSite::Tool(call));
+        let call = ToolCall { target: target.clone(), arguments: Arc::new(arguments), context };
         let start = Instant::now();
         failpoint::reach(Point::AfterToolStart);
         let result = self.step("tool call", || self.ports.tools().call(call.clone())).await;
-        failpoint::reach(Point::AfterToolEnd);
         let data = json!({
-            "tool": spec.target.to_string(),
+            "tool": target.to_string(),
             "duration_ms": u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             "is_error": result.as_ref().map_or(true, |output| output.is_error),
         });
@@ -157,6 +195,11 @@ impl<P: Ports> Execution<'_, P> {
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
     {
+        if Instant::now() >= self.deadline {
+            // What is on record may still be used after the node's time is up, but nothing is begun any more. Whoever
+            // watches the time drops this.
+            return pending().await;
+        }
         self.ledger.step(name, &self.policy, self.deadline, operation).await
     }
 
@@ -168,24 +211,20 @@ impl<P: Ports> Execution<'_, P> {
             run_id: item.run_id.clone(),
             work_id: self.delivery.work_id.clone(),
             traceparent: item.traceparent.clone(),
-            idempotency_key: idempotency_key(self.delivery, site),
+            idempotency_key: idempotency_key(self.delivery, self.logbook.epoch(), site),
             deadline: self.deadline.into_std(),
         }
     }
 }
 
-/// The name of one call: of the identity and the place alone, so that every attempt and every worker gives it alike.
-fn idempotency_key(delivery: &Delivery, site: CallSite) -> String {
+/// The name of one call: of the identity, the epoch and the place alone, so that every attempt and every worker gives it
+/// alike, and a node that was started over gives another.
+fn idempotency_key(delivery: &Delivery, epoch: u32, site: CallSite) -> String {
     let item = &delivery.item;
     let site = match site {
         CallSite::Discovery => String::from("discovery"),
         CallSite::Turn(turn) => format!("turn {turn}"),
-        CallSite::Tool { turn, index } => format!("turn {turn} call {index}"),
+        CallSite::Tool(CallId { turn, index }) => format!("turn {turn} call {index}"),
     };
-    // Ids have no control characters, so the parts cannot run into each other.
-    let name = [item.graph_id.as_str(), item.node_id.as_str(), item.run_id.as_str(), &site].join("\n");
-    Sha256::digest(name.as_bytes()).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    digest([item.graph_id.as_str(), item.node_id.as_str(), item.run_id.as_str(), &format!("epoch {epoch}"), &site])
 }

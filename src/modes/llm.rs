@@ -32,6 +32,13 @@ pub(super) struct LlmTask {
     pub schema: Option<Schema>,
 }
 
+impl LlmTask {
+    /// The texts that were put together for the model.
+    pub fn texts(&self) -> [&str; 2] {
+        [&self.prompt, self.system.as_deref().unwrap_or_default()]
+    }
+}
+
 impl LlmPlan {
     /// Reads the members of llm mode.
     pub fn compile(config: &NodeConfig) -> Result<Self, Failure> {
@@ -104,7 +111,10 @@ pub(super) async fn complete<P: Ports>(execution: &Execution<'_, P>, task: LlmTa
     loop {
         next = match next {
             Move::Ask => {
-                let completion = execution.ask(&brief, &dialogue).await?;
+                let completion = match execution.recorded(&dialogue) {
+                    Some(completion) => completion,
+                    None => execution.ask(&brief, &dialogue).await?,
+                };
                 let next = dialogue.heard(completion);
                 execution.ledger.partial.replace(Some(dialogue.partial()));
                 next

@@ -7,11 +7,13 @@ pub mod schema;
 pub mod scope;
 pub mod step;
 pub mod template;
+pub mod unknown;
 
 mod agent;
 mod dialogue;
 mod execution;
 mod llm;
+mod logbook;
 mod tool;
 mod toolbox;
 
@@ -23,6 +25,7 @@ use std::time::Duration;
 pub use run_node::run_node;
 
 use crate::config::{AgentConfig, Config};
+use crate::modes::unknown::UnknownOutcomes;
 use crate::retry::RetryPolicy;
 
 /// What the modes need of the worker's settings.
@@ -40,6 +43,8 @@ pub struct ModeSettings {
     pub output_limit: usize,
     /// Characters of one tool result that a model gets to see.
     pub tool_result_chars: usize,
+    /// What follows when a worker died during a tool call.
+    pub unknown_outcomes: UnknownOutcomes,
 }
 
 impl From<&Config> for ModeSettings {
@@ -51,6 +56,7 @@ impl From<&Config> for ModeSettings {
             agent: config.agent.clone(),
             output_limit: config.limits.output.get(),
             tool_result_chars: config.limits.tool_result_chars.get(),
+            unknown_outcomes: UnknownOutcomes::from(&config.tools),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One execution of a node from its delivery to its report: read the configuration, open the run, put the values in,
 //! run the mode within its time, shape the output. What a mode does is its own file's.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::domain::cancel::{CANCELLED_STATUS, CancelOrder, CancelScope};
 use crate::domain::event::EventType;
 use crate::domain::node::{Mode, NodeConfig};
-use crate::domain::outcome::{Category, Failure, Outcome, Report};
+use crate::domain::outcome::{Category, Failure, Outcome, Report, Resumed};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::work::{Delivery, WorkItem};
 use crate::failpoint::{self, Point};
@@ -22,17 +23,16 @@ use crate::modes::ModeSettings;
 use crate::modes::agent::{self, AgentPlan, AgentTask};
 use crate::modes::execution::{Execution, Ledger};
 use crate::modes::llm::{self, LlmPlan, LlmTask};
+use crate::modes::logbook::{Desk, Earlier, Logbook, Subject, digest};
 use crate::modes::mapping::OutputMapping;
 use crate::modes::names::Names;
 use crate::modes::scope::{MAX_DEPTH, Scope, measure};
+use crate::modes::step::until_answered;
 use crate::modes::template::{TemplateError, ValueTemplate};
 use crate::modes::tool::{self, ToolPlan, ToolTask};
 use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
-use crate::retry::{Retry, RetryPolicy, backoff};
+use crate::retry::RetryPolicy;
 
-/// Upper bounds of the waits for a store that is away: work goes on soon after it is back.
-const STORE_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest limit of time; a sum with a longer one might not be a moment any more.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -49,7 +49,8 @@ pub async fn run_node<P: Ports>(
     if let Some(reason) = cancel.reason() {
         return Report::early(cancelled(reason, cancel, delivery));
     }
-    let run = NodeRun { ports, settings, delivery, ledger: &ledger, mode: &mode, start: Instant::now() };
+    let (start, started_at) = (Instant::now(), Timestamp::now());
+    let run = NodeRun { ports, settings, delivery, cancel, ledger: &ledger, mode: &mode, start, started_at };
     let outcome = tokio::select! {
         // A result that is there is used, whatever happened in the same moment.
         biased;
@@ -60,7 +61,13 @@ pub async fn run_node<P: Ports>(
         Outcome::Failed { failure, .. } => Outcome::Failed { failure, partial: ledger.partial.take() },
         other => other,
     };
-    Report { outcome, mode: mode.get(), spent: ledger.spent.take(), warnings: ledger.warnings.take() }
+    Report {
+        outcome,
+        mode: mode.get(),
+        spent: ledger.spent.take(),
+        warnings: ledger.warnings.take(),
+        resumed: ledger.resumed.get(),
+    }
 }
 
 fn failed(failure: Failure) -> Outcome {
@@ -82,9 +89,11 @@ struct NodeRun<'a, P> {
     ports: &'a P,
     settings: &'a ModeSettings,
     delivery: &'a Arc<Delivery>,
+    cancel: &'a Cancel,
     ledger: &'a Ledger,
     mode: &'a Cell<Option<Mode>>,
     start: Instant,
+    started_at: Timestamp,
 }
 
 impl<P: Ports> NodeRun<'_, P> {
@@ -98,28 +107,33 @@ impl<P: Ports> NodeRun<'_, P> {
             None => Wanted { config: true, inputs: true, ..Wanted::default() },
         };
         let opened = self.store_step(|| self.ports.store().open(self.delivery, &wanted)).await?;
-        let (mut snapshot, config) = match opened {
+        let (mut snapshot, config, earlier) = match opened {
             Opened::Duplicate => return Ok(Outcome::Duplicate),
             Opened::Lost => return Ok(Outcome::Lost),
             Opened::Cancelled(order) => return Err(order.failure(&item.graph_id)),
             Opened::Ready { status, .. } if status.as_deref() == Some(CANCELLED_STATUS) => {
                 return Err(CancelOrder::bare(CancelScope::Graph).failure(&item.graph_id));
             }
-            Opened::Ready { snapshot, config, .. } => (snapshot, config),
+            Opened::Ready { snapshot, config, journal, .. } => (snapshot, config, Earlier::read(&journal)),
+        };
+        let config = match &item.config {
+            Some(brought) => Cow::Borrowed(brought.get()),
+            None => Cow::Owned(config.ok_or_else(|| missing_config(item))?),
         };
         failpoint::reach(Point::AfterStateLoad);
         let plan = match planned {
             Some(plan) => plan?,
             None => {
-                let plan = self.plan(&config.ok_or_else(|| missing_config(item))?)?;
+                let plan = self.plan(&config)?;
                 self.read_nodes(&plan, &mut snapshot).await?;
                 plan
             }
         };
         self.mode.set(Some(plan.mode()));
-        let deadline = Deadline::of(self.start, item, plan.time_limit, self.settings.node_timeout)?;
+        let used = earlier.started_at().map_or(Duration::ZERO, since);
+        let deadline = Deadline::of(self.start, used, item, plan.time_limit, self.settings.node_timeout)?;
         self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
-        let work = self.work(plan, snapshot, deadline.at);
+        let work = self.work(plan, snapshot, deadline.at, &config, earlier);
         match timeout_at(deadline.at, work).await {
             // Clients end a call at the node's time themselves, a moment before it: that is no trouble of theirs.
             Ok(Err(failure)) if failure.category == Category::Retriable && deadline.is_up() => Err(deadline.failure()),
@@ -154,20 +168,30 @@ impl<P: Ports> NodeRun<'_, P> {
         Ok(())
     }
 
-    async fn work(&self, plan: Plan, snapshot: Snapshot, deadline: Instant) -> Result<Outcome, Failure> {
+    async fn work(
+        &self,
+        plan: Plan,
+        snapshot: Snapshot,
+        deadline: Instant,
+        config: &str,
+        earlier: Earlier,
+    ) -> Result<Outcome, Failure> {
         let policy = plan.policy;
         let (task, output_mapping) = match self.put_in(plan, snapshot) {
             Ok(rendered) => rendered,
             Err((error, inputs)) => return Err(self.explain(error, inputs).await),
         };
-        let execution = Execution {
-            ports: self.ports,
-            settings: self.settings,
-            delivery: self.delivery,
-            ledger: self.ledger,
-            policy,
-            deadline,
-        };
+        let Self { ports, settings, delivery, cancel, ledger, .. } = *self;
+        let desk = Desk { ports, delivery, cancel, ledger, deadline };
+        let subject = Subject { config, rendered: task.texts().map(digest) };
+        let logbook = Logbook::open(desk, subject, earlier, self.started_at)?;
+        if let Some(resumed) = logbook.resumed() {
+            let Resumed { turns, tool_calls } = resumed;
+            ledger.resumed.set(Some(resumed));
+            tracing::info!(turns, tool_calls, "going on where an earlier worker ended");
+            ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
+        }
+        let execution = Execution { ports, settings, delivery, ledger, logbook: &logbook, policy, deadline };
         let output = match task {
             Task::Agent(task) => agent::run(&execution, task).await?,
             Task::Llm(task) => llm::run(&execution, task).await?,
@@ -218,29 +242,18 @@ impl<P: Ports> NodeRun<'_, P> {
     }
 
     /// A step at the store. The node's own time begins only when the run is known to be ours.
-    ///
-    /// A store that is away is no fault of the node, and its failure could not be written either: the step is tried
-    /// for as long as a node may take. Whoever reads work logs the outage, once.
-    async fn store_step<T, F, Op>(&self, mut operation: F) -> Result<T, Failure>
+    async fn store_step<T, F, Op>(&self, operation: F) -> Result<T, Failure>
     where
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
     {
-        let limit = self.start + self.settings.node_timeout.min(LONGEST);
-        let mut attempt = 0;
-        loop {
-            let failure = match operation().await {
-                Ok(value) => return Ok(value),
-                Err(failure) => failure,
-            };
-            attempt += 1;
-            let pause = backoff(STORE_PAUSE, LONGEST_STORE_PAUSE, attempt, 0.5 + fastrand::f64() / 2.0);
-            if failure.retry() == Retry::Never || Instant::now() + pause >= limit {
-                return Err(Failure { attempts: attempt, ..failure });
-            }
-            tokio::time::sleep(pause).await;
-        }
+        until_answered(self.start + self.settings.node_timeout.min(LONGEST), operation).await
     }
+}
+
+/// How long ago a moment was; nothing if another machine's clock says that it is still to come.
+fn since(moment: Timestamp) -> Duration {
+    Duration::try_from(Timestamp::now().duration_since(moment)).unwrap_or_default()
 }
 
 fn missing_config(item: &WorkItem) -> Failure {
@@ -264,9 +277,16 @@ struct Deadline {
 }
 
 impl Deadline {
-    fn of(start: Instant, item: &WorkItem, own: Option<Duration>, default: Duration) -> Result<Self, Failure> {
+    /// `used` is the time that earlier attempts took, their pauses included: a node that keeps changing hands ends too.
+    fn of(
+        start: Instant,
+        used: Duration,
+        item: &WorkItem,
+        own: Option<Duration>,
+        default: Duration,
+    ) -> Result<Self, Failure> {
         let limit = own.unwrap_or(default).min(LONGEST);
-        let relative = Self { at: start + limit, limit: Some(limit) };
+        let relative = Self { at: start + limit.saturating_sub(used), limit: Some(limit) };
         let Some(moment) = item.deadline else {
             return Ok(relative);
         };
@@ -314,6 +334,17 @@ enum Task {
     Agent(AgentTask),
     Llm(LlmTask),
     Tool(ToolTask),
+}
+
+impl Task {
+    /// The texts that were put together for a model, if one is asked.
+    fn texts(&self) -> Option<[&str; 2]> {
+        match self {
+            Self::Agent(task) => Some(task.texts()),
+            Self::Llm(task) => Some(task.texts()),
+            Self::Tool(task) => task.texts(),
+        }
+    }
 }
 
 impl Plan {

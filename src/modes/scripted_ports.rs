@@ -1,7 +1,7 @@
 //! Ports that follow a script and remember what they were asked, for the tests of the modes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::rc::Rc;
@@ -11,17 +11,21 @@ use std::time::Duration;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Config};
 use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
-use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Usage};
+use crate::domain::journal::{HEADER, JournalEntry};
+use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Turn, Usage};
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::tool::{ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
+use crate::modes::unknown::UnknownOutcomes;
 use crate::modes::{ModeSettings, run_node};
-use crate::ports::{CallContext, Cancel, Events, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted};
+use crate::ports::{
+    Appended, CallContext, Cancel, Events, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted,
+};
 use crate::retry::RetryPolicy;
 
 /// The answer of one try of a tool.
@@ -39,6 +43,62 @@ pub enum LlmAct {
     Hangs,
 }
 
+/// When the worker dies: at this append, counted from 1 over its life, before or after it is written.
+#[derive(Debug, Clone, Copy)]
+pub enum Death {
+    /// What was done is not on record.
+    Before(usize),
+    /// What was done is on record, and nothing followed from it.
+    After(usize),
+}
+
+/// The journal of the one node. It outlives the runs of a script as it outlives workers.
+#[derive(Default)]
+pub struct ScriptedJournal {
+    fields: RefCell<BTreeMap<String, String>>,
+    /// The entries in the order in which they were written, over all lives.
+    pub written: RefCell<Vec<JournalEntry>>,
+    appends: Cell<usize>,
+    death: Cell<Option<Death>>,
+    dead: Cell<bool>,
+    died: tokio::sync::Notify,
+    /// Answers before the real ones.
+    answers: RefCell<VecDeque<Result<Appended, Failure>>>,
+}
+
+impl ScriptedJournal {
+    fn fields(&self) -> Vec<(String, Vec<u8>)> {
+        self.fields.borrow().iter().map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect()
+    }
+
+    /// The names of the fields.
+    pub fn names(&self) -> Vec<String> {
+        self.fields.borrow().keys().cloned().collect()
+    }
+
+    /// A field, JSON.
+    pub fn field(&self, name: &str) -> Value {
+        serde_json::from_str(&self.fields.borrow()[name]).expect("JSON")
+    }
+
+    /// Replaces a field, or puts it in.
+    pub fn put(&self, name: &str, value: &Value) {
+        self.fields.borrow_mut().insert(name.to_owned(), value.to_string());
+    }
+
+    async fn alive(&self) {
+        if self.dead.get() {
+            pending().await
+        }
+    }
+
+    async fn die(&self) -> ! {
+        self.dead.set(true);
+        self.died.notify_one();
+        pending().await
+    }
+}
+
 struct ScriptedTool {
     spec: ToolSpec,
     delay: Duration,
@@ -49,6 +109,7 @@ struct ScriptedTool {
 #[derive(Default)]
 pub struct Script {
     acts: RefCell<VecDeque<LlmAct>>,
+    by_turn: Option<Rc<dyn Fn(usize) -> LlmAct>>,
     /// What the model was asked.
     pub requests: RefCell<Vec<LlmRequest>>,
     tools: Vec<ScriptedTool>,
@@ -63,6 +124,8 @@ pub struct Script {
     nodes: Value,
     config: Option<String>,
     status: Option<String>,
+    /// The node's journal.
+    pub journal: ScriptedJournal,
     duplicate: bool,
     order: Option<CancelOrder>,
     store_failures: RefCell<VecDeque<Failure>>,
@@ -78,6 +141,12 @@ impl Script {
     /// Adds tries of the model.
     pub fn model(self, acts: impl IntoIterator<Item = LlmAct>) -> Self {
         self.acts.borrow_mut().extend(acts);
+        self
+    }
+
+    /// Sets what the model does by how many turns it has had, whoever asks.
+    pub fn model_by_turn(mut self, act: impl Fn(usize) -> LlmAct + 'static) -> Self {
+        self.by_turn = Some(Rc::new(act));
         self
     }
 
@@ -102,6 +171,24 @@ impl Script {
             hints: ToolHints::default(),
         };
         self.tools.push(ScriptedTool { spec, delay, answer: Rc::new(answer) });
+        self
+    }
+
+    /// Changes what is said of the effects of the tool that was added last.
+    pub fn hinting(mut self, hints: ToolHints) -> Self {
+        self.tools.last_mut().expect("a tool was added").spec.hints = hints;
+        self
+    }
+
+    /// Goes on with the journal of another script.
+    pub fn after(mut self, other: Self) -> Self {
+        self.journal = other.journal;
+        self
+    }
+
+    /// Lets the first appends be answered like this.
+    pub fn appends(self, answers: impl IntoIterator<Item = Result<Appended, Failure>>) -> Self {
+        self.journal.answers.borrow_mut().extend(answers);
         self
     }
 
@@ -162,6 +249,20 @@ impl Script {
         run_node(self, settings, &delivery(members), &Cancel::new()).await
     }
 
+    /// Runs a node of this configuration on a worker that dies. The next run takes it over.
+    pub async fn dies(&self, death: Death, config: Value) {
+        self.journal.appends.set(0);
+        self.journal.death.set(Some(death));
+        tokio::select! {
+            biased;
+            report = self.run(config) => panic!("the node ended before its worker died at {death:?}: {report:?}"),
+            () = self.journal.died.notified() => {}
+        }
+        self.journal.death.set(None);
+        self.journal.dead.set(false);
+        self.running.set(0);
+    }
+
     fn snapshot(&self, wanted: &Wanted) -> Snapshot {
         let nodes = self.nodes.as_object().expect("nodes are an object");
         let nodes = nodes
@@ -175,8 +276,13 @@ impl Script {
 
 impl Llm for Script {
     async fn complete(&self, request: LlmRequest) -> Result<Completion, Failure> {
+        self.journal.alive().await;
+        let had = request.turns.iter().filter(|turn| matches!(***turn, Turn::Assistant(_))).count();
         self.requests.borrow_mut().push(request);
-        let act = self.acts.borrow_mut().pop_front().expect("the script has an act for every call of the model");
+        let act = match &self.by_turn {
+            Some(act) => act(had),
+            None => self.acts.borrow_mut().pop_front().expect("the script has an act for every call of the model"),
+        };
         match act {
             LlmAct::Says(completion) => Ok(completion),
             LlmAct::Fails(failure) => Err(failure),
@@ -198,6 +304,7 @@ impl Tools for Script {
 
     async fn call(&self, call: ToolCall) -> ToolAnswer {
         let tool = self.tools.iter().find(|tool| tool.spec.target == call.target).expect("a scripted tool");
+        self.journal.alive().await;
         let arguments = json!(*call.arguments);
         self.calls.borrow_mut().push(call);
         self.running.set(self.running.get() + 1);
@@ -224,6 +331,7 @@ impl Store for Script {
             snapshot: self.snapshot(wanted),
             config: if wanted.config { self.config.clone() } else { None },
             status: self.status.clone(),
+            journal: self.journal.fields(),
         })
     }
 
@@ -237,6 +345,35 @@ impl Store for Script {
     }
 }
 
+impl Journal for Script {
+    async fn append(&self, _: &Arc<Delivery>, entry: &Arc<JournalEntry>) -> Result<Appended, Failure> {
+        let journal = &self.journal;
+        journal.alive().await;
+        if let Some(answer) = journal.answers.borrow_mut().pop_front() {
+            return answer;
+        }
+        journal.appends.set(journal.appends.get() + 1);
+        let at = journal.appends.get();
+        match journal.death.get() {
+            Some(Death::Before(death)) if death == at => journal.die().await,
+            _ => {}
+        }
+        {
+            let mut fields = journal.fields.borrow_mut();
+            if entry.restart {
+                fields.clear();
+            }
+            fields.insert(String::from(HEADER), entry.header.clone());
+            fields.insert(entry.field.clone(), entry.value.clone());
+            journal.written.borrow_mut().push(JournalEntry::clone(entry));
+        }
+        match journal.death.get() {
+            Some(Death::After(death)) if death == at => journal.die().await,
+            _ => Ok(Appended::Done),
+        }
+    }
+}
+
 impl Events for Script {
     fn progress(&self, _: &Arc<Delivery>, kind: EventType, data: Value) {
         self.events.borrow_mut().push((kind, data));
@@ -247,6 +384,7 @@ impl Ports for Script {
     type Llm = Self;
     type Tools = Self;
     type Store = Self;
+    type Journal = Self;
     type Events = Self;
 
     fn llm(&self) -> &Self {
@@ -256,6 +394,9 @@ impl Ports for Script {
         self
     }
     fn store(&self) -> &Self {
+        self
+    }
+    fn journal(&self) -> &Self {
         self
     }
     fn events(&self) -> &Self {
@@ -281,6 +422,7 @@ pub fn settings() -> ModeSettings {
         },
         output_limit: 10_000,
         tool_result_chars: 100,
+        unknown_outcomes: UnknownOutcomes::from(&Config::default().tools),
     }
 }
 

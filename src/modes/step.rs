@@ -7,11 +7,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::domain::outcome::Failure;
-use crate::retry::{Next, Retry, RetryPolicy};
+use crate::retry::{Next, Retry, RetryPolicy, backoff};
 
 /// The shortest wait that counts as one that the other side asked for. Less would be a loop at the speed of the
 /// network that uses up no attempt.
 const SHORTEST_ASKED: Duration = Duration::from_millis(100);
+
+/// Upper bounds of the waits for a store that is away: work goes on soon after it is back.
+const STORE_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Does a step until it succeeds, fails for good, has used up its attempts, or could only go on after `deadline`.
 /// Returns what it gave with the number of attempts that counted.
@@ -53,6 +57,28 @@ where
         );
         tokio::time::sleep(pause).await;
         attempt += u32::from(counted);
+    }
+}
+
+/// Asks the store until it answers. A store that is away is no fault of the node, and the node's failure could not be
+/// written either: it is asked for as long as the node may take. Whoever reads work logs the outage, once.
+pub async fn until_answered<T, F, Op>(deadline: Instant, mut operation: F) -> Result<T, Failure>
+where
+    F: FnMut() -> Op,
+    Op: Future<Output = Result<T, Failure>>,
+{
+    let mut attempt = 0;
+    loop {
+        let failure = match operation().await {
+            Ok(value) => return Ok(value),
+            Err(failure) => failure,
+        };
+        attempt += 1;
+        let pause = backoff(STORE_PAUSE, LONGEST_STORE_PAUSE, attempt, 0.5 + fastrand::f64() / 2.0);
+        if failure.retry() == Retry::Never || Instant::now() + pause >= deadline {
+            return Err(Failure { attempts: attempt, ..failure });
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::config::UnknownOutcome;
+use crate::domain::journal::{CallId, CallRecord, Class, End};
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
-use crate::domain::tool::{Arguments, ToolSpec};
-use crate::modes::execution::{CallSite, Execution};
+use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
+use crate::modes::execution::Execution;
 use crate::modes::llm::{self, LlmTask};
+use crate::modes::logbook::{digest_of, mismatch};
 use crate::modes::names::Names;
 use crate::modes::schema::Schema;
 use crate::modes::scope::Scope;
 use crate::modes::template::{Template, TemplateError, ValueTemplate};
+use crate::modes::unknown;
 use crate::ports::Ports;
 
 /// Characters of a tool's own error that the failure bears.
@@ -87,8 +91,30 @@ impl ToolPlan {
     }
 }
 
+impl ToolTask {
+    /// The texts that were put together for a model, where one is asked.
+    pub fn texts(&self) -> Option<[&str; 2]> {
+        let extract = self.extract.as_ref()?;
+        Some([&extract.from, extract.system.as_deref().unwrap_or_default()])
+    }
+}
+
+/// The one call of a tool node.
+const CALL: CallId = CallId { turn: 0, index: 0 };
+
 /// Runs the node to its output.
 pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) -> Result<Value, Failure> {
+    let begun = match execution.logbook.call(CALL)? {
+        Some(CallRecord::Ended(End::Answered(output))) => return value(&task.name, output),
+        Some(CallRecord::Ended(End::Failed(failure))) => return Err(failure),
+        Some(CallRecord::Ended(End::Unknown(_))) => return Err(mismatch("it is the journal of an agent")),
+        Some(CallRecord::Begun(start)) => match execution.unknown_outcome(&start) {
+            UnknownOutcome::Retry => Some(start),
+            // There is no model that could be asked.
+            UnknownOutcome::AskModel | UnknownOutcome::Fail => return Err(unknown::failure(&start.target())),
+        },
+        None => None,
+    };
     let ToolTask { name, params, extract } = task;
     let found = execution.find_tools(std::slice::from_ref(&name)).await?;
     let spec = found.first().ok_or_else(|| {
@@ -98,11 +124,37 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         None => params,
         Some(extract) => extracted(execution, spec, extract, params).await?,
     };
-    let output = execution.call_tool(spec, arguments, CallSite::Tool { turn: 0, index: 0 }).await?;
+    let journaled = match begun {
+        // The same key with other arguments would be answered with the result of the first.
+        Some(start) if start.arguments != digest_of(&arguments) || start.target() != spec.target => {
+            return Err(mismatch("the tool or its arguments have changed since the call was begun"));
+        }
+        Some(_) => true,
+        None => match execution.class(spec, &arguments) {
+            // A call that may be made again needs no protection.
+            Class::Safe => {
+                execution.ledger.spent.borrow_mut().tool_calls += 1;
+                false
+            }
+            Class::Unsafe => {
+                execution.begin_call(CALL, &spec.target, &arguments, Class::Unsafe).await?;
+                true
+            }
+        },
+    };
+    let answer = execution.call_tool(CALL, &spec.target, arguments).await;
+    if journaled {
+        let end = answer.clone().map_or_else(End::Failed, End::Answered);
+        execution.logbook.ended(CALL, &end).await?;
+    }
+    value(&spec.target.to_string(), answer?)
+}
+
+fn value(tool: &str, output: ToolOutput) -> Result<Value, Failure> {
     if output.is_error {
         let text: String = output.text().chars().take(ERROR_CHARS).collect();
         let text = if text.is_empty() { String::from("it gave no reason") } else { text };
-        return Err(Failure::permanent("tool_error", format!("the tool `{}` failed: {text}", spec.target)));
+        return Err(Failure::permanent("tool_error", format!("the tool `{tool}` failed: {text}")));
     }
     Ok(output.into_value())
 }
@@ -163,7 +215,6 @@ mod tests {
 
     use super::*;
     use crate::domain::event::EventType;
-    use crate::domain::tool::ToolOutput;
     use crate::modes::scripted_ports::{Script, code, failure, output, says, text_output};
 
     #[tokio::test(start_paused = true)]

@@ -4,81 +4,139 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
-use crate::domain::message::{ToolResult, ToolUse};
+use crate::config::UnknownOutcome;
+use crate::domain::journal::{CallId, CallRecord, End};
+use crate::domain::message::{ToolResult, ToolUse, text_block};
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
-use crate::domain::tool::ToolSpec;
-use crate::modes::execution::{CallSite, Execution};
+use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
+use crate::modes::execution::Execution;
 use crate::modes::schema::Schema;
 use crate::modes::template::listed;
+use crate::modes::unknown;
 use crate::ports::Ports;
 
-/// The tools that an agent may use.
+/// The tools that an agent may use. They are looked for when they are first needed: an agent whose end is on record
+/// needs none.
 #[derive(Debug)]
 pub(super) struct Toolbox {
+    patterns: Vec<String>,
+    offer: tokio::sync::OnceCell<Offer>,
+}
+
+/// The tools that were found.
+#[derive(Debug)]
+struct Offer {
     specs: Arc<[ToolSpec]>,
     /// The compiled schemas, in the order of the specs; none where the server's schema cannot be compiled.
     schemas: Vec<OnceCell<Option<Schema>>>,
 }
 
 impl Toolbox {
-    /// Finds the tools that the patterns name.
-    pub async fn find<P: Ports>(execution: &Execution<'_, P>, patterns: &[String]) -> Result<Self, Failure> {
-        let specs = execution.find_tools(patterns).await?;
-        Ok(Self { schemas: specs.iter().map(|_| OnceCell::new()).collect(), specs: specs.into() })
+    /// The tools that the patterns name.
+    pub fn new(patterns: Vec<String>) -> Self {
+        Self { patterns, offer: tokio::sync::OnceCell::new() }
     }
 
     /// What the model is offered.
-    pub fn specs(&self) -> Arc<[ToolSpec]> {
-        Arc::clone(&self.specs)
+    pub async fn specs<P: Ports>(&self, execution: &Execution<'_, P>) -> Result<Arc<[ToolSpec]>, Failure> {
+        Ok(Arc::clone(&self.offer(execution).await?.specs))
     }
 
-    /// Runs the calls of one turn at once, within bounds; the results are in the order of the calls.
+    async fn offer<P: Ports>(&self, execution: &Execution<'_, P>) -> Result<&Offer, Failure> {
+        let find = async || {
+            let specs = execution.find_tools(&self.patterns).await?;
+            Ok(Offer { schemas: specs.iter().map(|_| OnceCell::new()).collect(), specs: specs.into() })
+        };
+        self.offer.get_or_try_init(find).await
+    }
+
+    /// Runs the calls of one turn at once, within bounds; the results are in the order of the calls. A failure is the
+    /// node's: what goes wrong with a tool is a result.
     pub async fn call_all<P: Ports>(
         &self,
         execution: &Execution<'_, P>,
         turn: u32,
         uses: Vec<ToolUse>,
-    ) -> Vec<ToolResult> {
-        let calls = uses
-            .into_iter()
-            .enumerate()
-            .map(|(index, tool_use)| async move { (index, self.call(execution, turn, index, tool_use).await) });
+    ) -> Result<Vec<ToolResult>, Failure> {
+        let calls = (0..).zip(uses).map(|(index, tool_use)| async move {
+            let result = self.call(execution, CallId { turn, index }, tool_use).await;
+            result.map(|result| (index, result))
+        });
         // Unordered, so that a slow call does not keep the ones behind it from starting.
         let at_once = execution.settings.agent.parallel_tools.get();
-        let mut results: Vec<_> = stream::iter(calls).buffer_unordered(at_once).collect().await;
+        let mut results: Vec<_> = stream::iter(calls).buffer_unordered(at_once).try_collect().await?;
         results.sort_unstable_by_key(|(index, _)| *index);
-        results.into_iter().map(|(_, result)| result).collect()
+        Ok(results.into_iter().map(|(_, result)| result).collect())
     }
 
+    /// One call, as far as an earlier attempt has not made it.
     async fn call<P: Ports>(
         &self,
         execution: &Execution<'_, P>,
-        turn: u32,
-        index: usize,
+        call: CallId,
         tool_use: ToolUse,
-    ) -> ToolResult {
+    ) -> Result<ToolResult, Failure> {
         let ToolUse { id, name, input } = tool_use;
-        let spec = match self.checked(&name, &input) {
-            Ok(spec) => spec,
-            Err(words) => return ToolResult::error(id, words),
+        let end = match execution.logbook.call(call)? {
+            Some(CallRecord::Ended(end)) => return result(id, end),
+            Some(CallRecord::Begun(start)) => {
+                let target = start.target();
+                let outcome = execution.unknown_outcome(&start);
+                tracing::warn!(tool = %target, ?outcome, "a worker ended during this call, its outcome is unknown");
+                match outcome {
+                    UnknownOutcome::Retry => answer(execution, call, &target, input).await,
+                    UnknownOutcome::AskModel => End::Unknown(told(unknown::words(&target))),
+                    UnknownOutcome::Fail => return Err(unknown::failure(&target)),
+                }
+            }
+            None => match self.offer(execution).await?.checked(&name, &input) {
+                Ok(spec) => {
+                    let class = execution.class(spec, &input);
+                    execution.begin_call(call, &spec.target, &input, class).await?;
+                    answer(execution, call, &spec.target, input).await
+                }
+                Err(words) => End::Answered(told(words)),
+            },
         };
-        match execution.call_tool(spec, input, CallSite::Tool { turn, index }).await {
-            Ok(output) => {
-                let is_error = output.is_error;
-                let content = shortened(output.into_blocks(), execution.settings.tool_result_chars);
-                ToolResult { tool_use_id: id, content, is_error }
-            }
-            Err(failure) => {
-                tracing::debug!(tool = name, code = failure.code.as_ref(), error = %failure, "tool call failed");
-                ToolResult::error(id, format!("The call failed ({}): {}", failure.code, failure.message))
-            }
-        }
+        execution.logbook.ended(call, &end).await?;
+        result(id, end)
     }
+}
 
+/// Makes the call and shapes its answer for the model.
+async fn answer<P: Ports>(execution: &Execution<'_, P>, call: CallId, target: &ToolTarget, input: Arguments) -> End {
+    End::Answered(match execution.call_tool(call, target, input).await {
+        Ok(output) => {
+            let is_error = output.is_error;
+            let content = shortened(output.into_blocks(), execution.settings.tool_result_chars);
+            ToolOutput { content, structured: None, is_error }
+        }
+        Err(failure) => {
+            tracing::debug!(tool = %target, code = failure.code.as_ref(), error = %failure, "tool call failed");
+            told(format!("The call failed ({}): {}", failure.code, failure.message))
+        }
+    })
+}
+
+/// Words for the model about a call that has no answer of its own.
+fn told(words: String) -> ToolOutput {
+    ToolOutput { content: vec![text_block(words)], structured: None, is_error: true }
+}
+
+fn result(tool_use_id: String, end: End) -> Result<ToolResult, Failure> {
+    match end {
+        End::Answered(ToolOutput { content, is_error, .. }) | End::Unknown(ToolOutput { content, is_error, .. }) => {
+            Ok(ToolResult { tool_use_id, content, is_error })
+        }
+        End::Failed(failure) => Err(failure),
+    }
+}
+
+impl Offer {
     /// The tool of this name, if the arguments fit it; else what is wrong, in words for the model.
     fn checked(&self, name: &str, input: &serde_json::Map<String, Value>) -> Result<&ToolSpec, String> {
         let Some(at) = self.specs.iter().position(|spec| spec.name == name) else {

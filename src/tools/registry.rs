@@ -27,8 +27,12 @@ type Answer = Pin<Box<dyn Future<Output = Result<ToolOutput, Failure>> + Send>>;
 /// Reads the arguments and starts the function.
 type Run = dyn Fn(&Arguments, &CallContext) -> Result<Answer, Failure> + Send + Sync;
 
+/// Judges the effects of a call by its arguments.
+type Effects = fn(&Arguments) -> ToolHints;
+
 struct Function {
     spec: ToolSpec,
+    effects: Option<Effects>,
     run: Box<Run>,
 }
 
@@ -113,8 +117,23 @@ impl Registry {
             let answer = function(typed, context.clone());
             Ok(Box::pin(async move { answer.await.map(Into::into) }))
         };
-        self.functions.insert(name.to_owned(), Arc::new(Function { spec, run: Box::new(run) }));
+        self.functions.insert(name.to_owned(), Arc::new(Function { spec, effects: None, run: Box::new(run) }));
         self
+    }
+
+    /// Lets the effects of each call be judged by its arguments, for a function whose hints must cover the worst.
+    ///
+    /// # Panics
+    /// If there is no such function, or a copy of the registry shares it already.
+    pub fn judge_effects(&mut self, name: &str, effects: fn(&Arguments) -> ToolHints) {
+        let function = self.functions.get_mut(name).and_then(Arc::get_mut);
+        function.expect("the function was registered and is not shared yet").effects = Some(effects);
+    }
+
+    /// What is said of the effects of a call with these arguments; nothing of a function that does not exist.
+    pub fn effects(&self, name: &str, arguments: &Arguments) -> ToolHints {
+        let Some(function) = self.functions.get(name) else { return ToolHints::default() };
+        function.effects.map_or(function.spec.hints, |effects| effects(arguments))
     }
 
     /// What all functions are, by name.

@@ -98,6 +98,8 @@ impl Fleet {
             ("events.maxlen", "10000000"),
             ("events.progress", "node.started"),
             ("retry.initial", "10ms"),
+            // Every node has to complete, so a call in whose middle a worker died is made again, with the same key.
+            ("tools.on_unknown_outcome", "retry"),
             ("retry.max", "100ms"),
             ("http.port", "0"),
             ("shutdown.grace", GRACE),

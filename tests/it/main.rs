@@ -10,6 +10,7 @@ mod events;
 mod harness;
 mod health;
 mod identity;
+mod journal;
 mod layouts;
 mod malformed;
 mod modes;

@@ -3,6 +3,7 @@
 mod cancel;
 mod dead_letters;
 mod events;
+mod journal;
 mod lease;
 mod open;
 mod republish;
@@ -13,7 +14,8 @@ mod trouble;
 use std::sync::Arc;
 
 use da_node_executor::clients::redis::{
-    Keys, Leases, Letter, Link, RawEntry, RedisError, Settled, Settlement, Settler, StateStore, Takeover, WorkStreams,
+    JournalWriter, Keys, Leases, Letter, Link, RawEntry, RedisError, Settled, Settlement, Settler, StateStore, Takeover,
+    WorkStreams,
 };
 use da_node_executor::config::{Config, RedisConfig, StateConfig, WorkConfig};
 use da_node_executor::domain::event::{EventType, terminal_event_id};
@@ -45,6 +47,7 @@ struct Worker {
     streams: WorkStreams,
     leases: Leases,
     store: StateStore,
+    journal: JournalWriter,
     settler: Settler,
 }
 
@@ -78,6 +81,7 @@ impl World {
             streams: WorkStreams::new(&self.redis, &self.work, keys(), Arc::clone(&consumer)).expect("an address"),
             leases: Leases::new(link.clone(), keys(), GROUP, consumer, lease, streams()),
             store: StateStore::new(link.clone(), keys(), &self.state, streams(), GROUP),
+            journal: JournalWriter::new(link.clone(), keys(), &self.state, GROUP),
             settler: Settler::new(link.clone(), keys(), &self.state, streams(), GROUP),
         }
     }

@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn ending(kind: EventType, data: Value) -> Ending {
-        Ending { kind, data, worker: String::from("worker-2"), attempts: 2, at: 2340 }
+        Ending { kind, data, worker: String::from("worker-2"), attempts: 2, resumed: None, at: 2340 }
     }
 
     #[test]

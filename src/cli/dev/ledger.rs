@@ -20,6 +20,22 @@ pub struct Delivery {
     pub tools: u64,
 }
 
+/// Steps that were on record when a worker took a node over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Resumed {
+    /// Turns of the model.
+    pub turns: u64,
+    /// Tool calls.
+    pub tool_calls: u64,
+}
+
+impl Resumed {
+    /// What a progress event tells, if it tells this.
+    pub fn of(data: &Value) -> Option<Self> {
+        Self::deserialize(data.get("resumed")?).ok()
+    }
+}
+
 /// How an execution ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ending {
@@ -31,6 +47,8 @@ pub struct Ending {
     pub worker: String,
     /// The highest attempt of any step.
     pub attempts: u64,
+    /// What was not done again after a takeover.
+    pub resumed: Option<Resumed>,
     /// When it was written, in milliseconds since 1970.
     pub at: u64,
 }
@@ -104,6 +122,8 @@ struct Facts {
     mode: Option<String>,
     #[serde(default)]
     attempt: Option<u64>,
+    #[serde(default)]
+    resumed: Option<Resumed>,
 }
 
 /// All executions since the start, in the order in which they were heard of.
@@ -148,6 +168,7 @@ impl Ledger {
                 data: wire.data.clone(),
                 worker: worker.clone(),
                 attempts: wire.metadata.attempt.unwrap_or(1),
+                resumed: wire.metadata.resumed,
                 at,
             }),
             EventType::NodeStarted | EventType::NodeProgress | EventType::ToolExecuted => {

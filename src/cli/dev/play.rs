@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::cli::dev::board::{Board, outcome};
-use crate::cli::dev::ledger::{Ledger, Run, Step};
+use crate::cli::dev::ledger::{Ledger, Resumed, Run, Step};
 use crate::cli::dev::scenario::{SAMPLES, Sabotage, Sample, sabotage_of};
 use crate::cli::dev::stage::Stage;
 use crate::cli::dev::verdict::{self, Leftovers};
@@ -116,7 +116,10 @@ impl<'a> Play<'a> {
         let letters = DeadLetters::new(self.stage.link.clone(), self.stage.keys.clone());
         self.letters = letters.read(&stream, Span::all()).await?.next().await?;
         self.letters.truncate(LETTERS);
-        let leftovers = Leftovers { stats, letters: &self.letters };
+        // Whoever submits a sample beside this run says the same to the model again.
+        let alone = self.ledger.runs().len() == SAMPLES.len();
+        let paid_twice = self.stage.paid_twice().filter(|_| alone);
+        let leftovers = Leftovers { stats, letters: &self.letters, paid_twice };
         let runs: Vec<(&Sample, Option<&Run>)> = SAMPLES
             .iter()
             .zip(&self.places)
@@ -227,7 +230,11 @@ impl<'a> Play<'a> {
         let doomed = match sabotage_of(&run.graph, &run.node) {
             Sabotage::None => false,
             Sabotage::AtEveryStart => step.kind == EventType::NodeStarted,
-            Sabotage::OnceAfterATool => step.kind == EventType::ToolExecuted && run.kills() == 0,
+            Sabotage::OnceInATool => {
+                let number = |name: &str| step.data.get(name).and_then(Value::as_u64).unwrap_or_default();
+                let calls = step.kind == EventType::NodeProgress && number("tool_calls") > 0;
+                calls && number("iteration") > 1 && run.kills() == 0
+            }
         };
         if !doomed || run.ending().is_some() {
             return Ok(());
@@ -296,7 +303,12 @@ fn words(step: &Step, run: &Run) -> String {
             let times = run.deliveries.len();
             if times > 1 { format!("taken over by {}", step.worker) } else { format!("started by {}", step.worker) }
         }
-        EventType::NodeProgress => format!("turn {} of the model", step.data.get("iteration").unwrap_or(&Value::Null)),
+        EventType::NodeProgress => match Resumed::of(&step.data) {
+            Some(Resumed { turns, tool_calls }) => {
+                format!("goes on: {turns} turns of the model and {tool_calls} tool calls are on record")
+            }
+            None => format!("turn {} of the model", step.data.get("iteration").unwrap_or(&Value::Null)),
+        },
         EventType::ToolExecuted => format!("tool {} ended", text("/tool").unwrap_or("?")),
         EventType::NodeCompleted | EventType::NodeFailed => outcome(run),
     }

@@ -11,8 +11,9 @@ const GRAPH: &str = "demo";
 pub enum Sabotage {
     /// Nothing.
     None,
-    /// The worker is killed once, after the first tool call.
-    OnceAfterATool,
+    /// The worker is killed once, in the middle of the second tool call: two turns of the model and one tool call are
+    /// on record by then.
+    OnceInATool,
     /// Every worker that starts the node is killed.
     AtEveryStart,
 }
@@ -128,7 +129,7 @@ pub const SAMPLES: [Sample; 8] = [
     }),
     sample!("takeover", "agent", {
         after: CALM,
-        sabotage: Sabotage::OnceAfterATool,
+        sabotage: Sabotage::OnceInATool,
         attempts: None,
         expected: Expected::Output(&[
             ("/tool_calls", Is::Json("2")),

@@ -39,7 +39,7 @@ pub struct Stage {
     pub config: Config,
     /// Names of keys.
     pub keys: Keys,
-    model: Option<(String, ServerHandle)>,
+    model: Option<Served>,
     provider: Option<String>,
     private: Option<RedisServer>,
     shown_redis: String,
@@ -86,7 +86,7 @@ impl Stage {
                 }
                 provider_section(real)
             }
-            (None, Some((url, _))) => scripted_section(url),
+            (None, Some(served)) => scripted_section(&served.url),
             (None, None) => String::new(),
         };
         let file = folder.path().join(FILE);
@@ -127,6 +127,11 @@ impl Stage {
         self.model.is_some()
     }
 
+    /// Turns that the scripted model gave although it had given them before: a real one would be paid for them twice.
+    pub fn paid_twice(&self) -> Option<u64> {
+        self.model.as_ref().map(|served| served.model.log().repeated)
+    }
+
     /// Where everything is, line by line.
     pub fn addresses(&self) -> Vec<(&'static str, String)> {
         let redis = match &self.private {
@@ -134,7 +139,7 @@ impl Stage {
             None => format!("{}  keys under {}, removed when this ends", self.shown_redis, self.config.state.prefix),
         };
         let model = match (&self.model, &self.provider) {
-            (Some((url, _)), _) => format!("{url}  scripted by examples/model.yaml"),
+            (Some(served), _) => format!("{}  scripted by examples/model.yaml", served.url),
             (None, provider) => format!("the real provider {}", provider.as_deref().unwrap_or_default()),
         };
         let mut lines =
@@ -173,8 +178,8 @@ impl Stage {
         {
             complain(format_args!("keys under {} could not be removed: {error}", config.state.prefix));
         }
-        if let Some((_, handle)) = model {
-            handle.stop(false).await;
+        if let Some(served) = model {
+            served.handle.stop(false).await;
         }
         drop(private);
         keep.then(|| {
@@ -188,14 +193,22 @@ impl Stage {
 /// The provider of the workers' file.
 const PROVIDER: &str = "dev";
 
-fn serve_script() -> Result<(String, ServerHandle), Trouble> {
+/// The scripted model at work.
+struct Served {
+    model: Arc<ScriptedModel>,
+    url: String,
+    handle: ServerHandle,
+}
+
+fn serve_script() -> Result<Served, Trouble> {
     let model =
         ScriptedModel::parse(scenario::MODEL, "examples/model.yaml").map_err(|error| Trouble::new(FAILED, error))?;
-    let listening = scripted_model::serve(Arc::new(model), (Ipv4Addr::LOCALHOST, 0))
+    let model = Arc::new(model);
+    let listening = scripted_model::serve(Arc::clone(&model), (Ipv4Addr::LOCALHOST, 0))
         .map_err(|error| Trouble::new(FAILED, format!("the scripted model cannot be served: {error}")))?;
-    let model = (listening.base_url(), listening.handle());
+    let served = Served { model, url: listening.base_url(), handle: listening.handle() };
     actix::spawn(listening.server);
-    Ok(model)
+    Ok(served)
 }
 
 /// The provider of the user's own configuration.

@@ -14,6 +14,8 @@ pub struct Leftovers<'a> {
     pub stats: StreamStats,
     /// The dead letters.
     pub letters: &'a [DeadLetter],
+    /// Turns of the model that were paid for twice, where that can be told.
+    pub paid_twice: Option<u64>,
 }
 
 /// Everything that is not as it should be, a sentence each. With a real model the words of an outcome are its own:
@@ -28,6 +30,9 @@ pub fn differences(runs: &[(&Sample, Option<&Run>)], leftovers: &Leftovers<'_>, 
         }
     }
     letters(runs, leftovers.letters, &mut found);
+    if let Some(turns) = leftovers.paid_twice.filter(|turns| *turns > 0) {
+        found.push(format!("{turns} turns of the model were asked for again although they had been given"));
+    }
     let StreamStats { length, pending, .. } = leftovers.stats;
     if length != 0 || pending != 0 {
         found.push(format!("the work stream should be empty; it has {length} entries, {pending} of them pending"));
@@ -56,14 +61,17 @@ fn judge(sample: &Sample, run: &Run, scripted: bool, differs: &mut impl FnMut(St
     let deaths = run.kills();
     match sample.sabotage {
         Sabotage::None => {}
-        Sabotage::OnceAfterATool if !exact => {}
-        Sabotage::OnceAfterATool if deaths != 1 => {
+        Sabotage::OnceInATool if !exact => {}
+        Sabotage::OnceInATool if deaths != 1 => {
             differs(format!("its worker was killed {deaths} times instead of once"))
         }
-        Sabotage::OnceAfterATool => {
+        Sabotage::OnceInATool => {
             let dead = run.deliveries.iter().any(|delivery| delivery.killed && delivery.worker == ending.worker);
             if dead {
                 differs(format!("{} ended it, which was killed before", ending.worker));
+            }
+            if ending.resumed.is_none_or(|resumed| resumed.turns == 0) {
+                differs(String::from("it was begun anew instead of going on from what was on record"));
             }
         }
         Sabotage::AtEveryStart if deaths != 3 => differs(format!("it killed {deaths} workers instead of 3")),
@@ -136,7 +144,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cli::dev::ledger::Delivery;
+    use crate::cli::dev::ledger::{Delivery, Resumed};
 
     const PLAIN: Sample = Sample {
         name: "plain",
@@ -156,7 +164,7 @@ mod tests {
         ..PLAIN
     };
     const NOTHING: Leftovers<'static> =
-        Leftovers { stats: StreamStats { length: 0, lag: None, pending: 0 }, letters: &[] };
+        Leftovers { stats: StreamStats { length: 0, lag: None, pending: 0 }, letters: &[], paid_twice: Some(0) };
 
     fn run(kind: EventType, data: Value) -> Run {
         Run {
@@ -166,7 +174,7 @@ mod tests {
             mode: Some(String::from("tool")),
             since: 0,
             deliveries: Vec::new(),
-            endings: vec![Ending { kind, data, worker: String::from("w"), attempts: 1, at: 1 }],
+            endings: vec![Ending { kind, data, worker: String::from("w"), attempts: 1, resumed: None, at: 1 }],
         }
     }
 
@@ -233,8 +241,15 @@ mod tests {
     #[test]
     fn work_that_is_left_is_told() {
         let stats = StreamStats { length: 2, lag: None, pending: 1 };
-        let found = differences(&[], &Leftovers { stats, letters: &[] }, true);
+        let found = differences(&[], &Leftovers { stats, ..NOTHING }, true);
         assert_eq!(found, ["the work stream should be empty; it has 2 entries, 1 of them pending"]);
+    }
+
+    #[test]
+    fn a_turn_that_is_paid_for_twice_is_told() {
+        let twice = |paid_twice| differences(&[], &Leftovers { paid_twice, ..NOTHING }, true);
+        assert_eq!(twice(Some(1)), ["1 turns of the model were asked for again although they had been given"]);
+        assert_eq!(twice(None), [""; 0]);
     }
 
     #[test]
@@ -248,12 +263,17 @@ mod tests {
 
     #[test]
     fn a_killed_worker_cannot_end_a_node() {
-        let sample = Sample { sabotage: Sabotage::OnceAfterATool, ..PLAIN };
+        let sample = Sample { sabotage: Sabotage::OnceInATool, ..PLAIN };
         let delivery = |number, worker: &str, killed| Delivery { number, worker: worker.to_owned(), killed, tools: 1 };
-        let taken = Run { deliveries: vec![delivery(1, "dead", true), delivery(2, "w", false)], ..good() };
+        let mut went_on = good();
+        went_on.endings[0].resumed = Some(Resumed { turns: 2, tool_calls: 1 });
+        let two = || vec![delivery(1, "dead", true), delivery(2, "w", false)];
+        let taken = Run { deliveries: two(), ..went_on.clone() };
         assert_eq!(of(&sample, &taken), [""; 0]);
         assert_eq!(of(&sample, &good()), ["plain: its worker was killed 0 times instead of once"]);
-        let ghost = Run { deliveries: vec![delivery(1, "w", true)], ..good() };
+        let anew = Run { deliveries: two(), ..good() };
+        assert_eq!(of(&sample, &anew), ["plain: it was begun anew instead of going on from what was on record"]);
+        let ghost = Run { deliveries: vec![delivery(1, "w", true)], ..went_on };
         assert_eq!(of(&sample, &ghost), ["plain: w ended it, which was killed before"]);
     }
 }

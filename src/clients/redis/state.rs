@@ -58,6 +58,12 @@ pub enum StateError {
         /// The key.
         key: String,
     },
+    /// The key of the run's journal holds something else.
+    #[error("key `{key}` has a type that does not belong there; delete or rename it")]
+    NoJournal {
+        /// The key.
+        key: String,
+    },
     /// The state cannot be read.
     #[error("`{field}` of state `{key}` {reason}")]
     Corrupt {
@@ -75,7 +81,9 @@ impl StateError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Redis(error) => error.retry(),
-            Self::Missing { .. } | Self::WrongType { .. } | Self::Corrupt { .. } => Retry::Never,
+            Self::Missing { .. } | Self::WrongType { .. } | Self::NoJournal { .. } | Self::Corrupt { .. } => {
+                Retry::Never
+            }
         }
     }
 
@@ -91,13 +99,14 @@ impl From<StateError> for Failure {
             StateError::Redis(error) => error.into(),
             StateError::Missing { .. } => Self::validation("state_missing", message),
             StateError::WrongType { .. } => Self::validation("state_wrong_type", message),
+            StateError::NoJournal { .. } => Self::validation("journal_wrong_type", message),
             StateError::Corrupt { .. } => Self::validation("state_corrupt", message),
         }
     }
 }
 
 /// What the script said, what was read, and the answer about an order to stop.
-type OpenedOnce = ((Word, Option<Vec<u8>>), Result<Value, RedisError>, Result<Value, RedisError>);
+type OpenedOnce = (Said, Fields, Result<Value, RedisError>, Result<Value, RedisError>);
 
 /// The states of all graphs.
 #[derive(Debug, Clone)]
@@ -132,19 +141,21 @@ impl StateStore {
         }
     }
 
-    /// Gives the run to this entry and reads what is wanted. The form is `None` where no state was looked at.
+    /// Gives the run to this entry and reads what is wanted, and the journal if the run was opened before. The form is `None` where no state was looked at.
     ///
     /// A duplicate is acknowledged and deleted by the time this answers. A state that is missing is created if the
     /// item carries both `config` and `inputs`.
     pub async fn open(&self, delivery: &Delivery, wanted: &Wanted) -> Result<(Opened, Option<StateForm>), StateError> {
-        let key = self.keys.state(&delivery.item.graph_id);
+        let item = &delivery.item;
+        let key = self.keys.state(&item.graph_id);
+        let journal_key = self.keys.journal(&item.graph_id, &item.node_id, &item.run_id);
         let guess = self.guess();
-        let mut call = self.open_call(delivery, &key);
+        let mut call = self.open_call(delivery, &key, &journal_key);
         call.arg("");
-        let (mut word, mut read, mut order) = self.open_once(call, delivery, guess, wanted).await?;
+        let (mut word, mut journal, mut read, mut order) = self.open_once(call, delivery, guess, wanted).await?;
         if let (Word::Missing, Some(creation)) = (word.0, Creation::of(delivery)) {
-            let call = self.create_call(delivery, &key, creation);
-            (word, read, order) = self.open_once(call, delivery, guess, wanted).await?;
+            let call = self.create_call(delivery, &key, &journal_key, creation);
+            (word, journal, read, order) = self.open_once(call, delivery, guess, wanted).await?;
         }
         let form = match word {
             (Word::Hash, _) => StateForm::Hash,
@@ -155,7 +166,13 @@ impl StateStore {
                 Some(order) => return Ok((Opened::Cancelled(order), None)),
                 None => return Err(StateError::Missing { key }),
             },
-            (Word::WrongType, rest) => return Err(StateError::WrongType { key: reply::key(rest) }),
+            (Word::WrongType, rest) => {
+                let wrong = reply::key(rest);
+                return Err(match wrong == journal_key {
+                    true => StateError::NoJournal { key: wrong },
+                    false => StateError::WrongType { key: wrong },
+                });
+            }
             (Word::Ok | Word::Gone | Word::Again | Word::Conflict, _) => {
                 return Err(RedisError::Unexpected { what: "opening a run" }.into());
             }
@@ -167,7 +184,8 @@ impl StateStore {
         self.documents.store(form == StateForm::String, Ordering::Relaxed);
         let found = parse(value, form, wanted, delivery.item.node_id.as_str())
             .map_err(|corrupt| StateError::corrupt(&key, corrupt))?;
-        let opened = Opened::Ready { snapshot: found.snapshot, config: found.config, status: found.status };
+        let Found { snapshot, config, status } = found;
+        let opened = Opened::Ready { snapshot, config, status, journal };
         Ok((opened, Some(form)))
     }
 
@@ -265,17 +283,20 @@ impl StateStore {
                     self.link.query(&OPEN.load()).await?;
                     loaded = true;
                 }
-                opened => return Ok((reply::word(opened?, "opening a run")?, read, order)),
+                opened => {
+                    let (said, journal) = said(opened?)?;
+                    return Ok((said, journal, read, order));
+                }
             }
         }
     }
 
-    fn open_call(&self, delivery: &Delivery, state: &str) -> Cmd {
+    fn open_call(&self, delivery: &Delivery, state: &str, journal: &str) -> Cmd {
         let item = &delivery.item;
         let others = || self.streams.iter().filter(|stream| **stream != delivery.stream);
-        let mut call = OPEN.call(4 + others().count(), 512);
+        let mut call = OPEN.call(5 + others().count(), 512);
         call.arg(&*delivery.stream).arg(state).arg(self.keys.done(&item.graph_id));
-        call.arg(self.keys.crashes(&delivery.stream));
+        call.arg(self.keys.crashes(&delivery.stream)).arg(journal);
         for stream in others() {
             call.arg(&**stream);
         }
@@ -290,8 +311,8 @@ impl StateStore {
         call
     }
 
-    fn create_call(&self, delivery: &Delivery, state: &str, creation: Creation) -> Cmd {
-        let mut call = self.open_call(delivery, state);
+    fn create_call(&self, delivery: &Delivery, state: &str, journal: &str, creation: Creation) -> Cmd {
+        let mut call = self.open_call(delivery, state, journal);
         match self.layout {
             Layout::Hash => {
                 call.arg("hash");
@@ -305,6 +326,30 @@ impl StateStore {
         }
         call
     }
+}
+
+/// A word of the script, and the key where it names one.
+type Said = (Word, Option<Vec<u8>>);
+/// Names and values of a hash.
+type Fields = Vec<(String, Vec<u8>)>;
+
+/// Takes the script's answer apart: a word, or a layout and the fields of a journal.
+fn said(answer: Value) -> Result<(Said, Fields), RedisError> {
+    let what = "opening a run";
+    let (word, fields) = match answer {
+        Value::Array(mut parts) if matches!(parts.get(1), Some(Value::Array(_))) => {
+            let fields = reply::list(parts.swap_remove(1), what)?;
+            (parts.swap_remove(0), fields)
+        }
+        word => (word, Vec::new()),
+    };
+    let mut journal = Vec::with_capacity(fields.len() / 2);
+    let mut fields = fields.into_iter();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        let name = reply::text(name).ok_or(RedisError::Unexpected { what })?;
+        journal.push((name, reply::bytes(value).ok_or(RedisError::Unexpected { what })?));
+    }
+    Ok((reply::word(word, what)?, journal))
 }
 
 fn read_command(key: &str, form: StateForm, wanted: &Wanted) -> Cmd {

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::clients::http::{FetchClient, FetchRequest, Fetched, InvalidHost, Method};
 use crate::config::HttpRequestConfig;
 use crate::domain::outcome::Failure;
-use crate::domain::tool::ToolHints;
+use crate::domain::tool::{Arguments, ToolHints};
 use crate::ports::CallContext;
 use crate::tools::registry::Registry;
 
@@ -59,7 +59,17 @@ pub(super) fn register(registry: &mut Registry, config: &HttpRequestConfig) -> R
             Ok(answer(fetched))
         }
     });
+    registry.judge_effects(NAME, effects);
     Ok(())
+}
+
+/// What the method promises (RFC 9110, section 9.2).
+fn effects(arguments: &Arguments) -> ToolHints {
+    match arguments.get("method").map(Method::deserialize) {
+        None => ToolHints::READ_ONLY,
+        Some(Ok(method)) => ToolHints { read_only: method.is_safe(), idempotent: method.is_idempotent() },
+        Some(Err(_)) => ToolHints::default(),
+    }
 }
 
 fn request(args: HttpRequest, context: &CallContext) -> Result<FetchRequest, Failure> {
@@ -164,6 +174,25 @@ mod tests {
     async fn call(server: &MockServer, arguments: Value) -> Result<Value, Failure> {
         let Value::Object(arguments) = arguments else { panic!("arguments are an object") };
         registry(server).call(NAME, &arguments, &context()).await.map(|output| output.into_value())
+    }
+
+    #[tokio::test]
+    async fn the_method_says_whether_a_request_may_be_repeated() {
+        let registry = registry(&MockServer::start().await);
+        for (method, read_only, idempotent) in [
+            (json!({}), true, true),
+            (json!({"method": "head"}), true, true),
+            (json!({"method": "PUT"}), false, true),
+            (json!({"method": "delete"}), false, true),
+            (json!({"method": "POST"}), false, false),
+            (json!({"method": "patch"}), false, false),
+            (json!({"method": 7}), false, false),
+        ] {
+            let Value::Object(arguments) = &method else { panic!("an object") };
+            assert_eq!(registry.effects(NAME, arguments), ToolHints { read_only, idempotent }, "{method}");
+        }
+        assert_eq!(registry.effects("calculate", &Map::new()), ToolHints::READ_ONLY, "by the hints alone");
+        assert_eq!(registry.effects("nothing", &Map::new()), ToolHints::default());
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ fn wanted() -> Wanted {
 
 fn ready(opened: Opened) -> (Snapshot, Option<String>, Option<String>) {
     match opened {
-        Opened::Ready { snapshot, config, status } => (snapshot, config, status),
+        Opened::Ready { snapshot, config, status, .. } => (snapshot, config, status),
         other => panic!("the run is not ours: {other:?}"),
     }
 }

@@ -1,16 +1,22 @@
 -- Gives a run to an entry and says how the graph's state is laid out, creating it where the item brought it along.
--- KEYS  1 work stream, 2 state, 3 done, 4 crashes, 5… other work streams
+-- KEYS  1 work stream, 2 state, 3 done, 4 crashes, 5 journal, 6… other work streams
 -- ARGV  1 group, 2 entry, 3 consumer, 4 deliveries, 5 field of the run, 6 record of a running run, 7 work id,
 --       8 life in ms, 9 layout of a state to create ('' for none), 10… its fields and values, or the document
--- Says  lost | dup | {wrongtype, key} | hash | string | none
+-- Says  lost | dup | {wrongtype, key} | hash | string | none, these three as {layout, {field, value, …}} with a journal
 if not owned(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then return 'lost' end
 local record = redis.pcall('HGET', KEYS[3], ARGV[5])
 if type(record) == 'table' then return {'wrongtype', KEYS[3]} end
-if taken(record, ARGV[7], 5) then
+if taken(record, ARGV[7], 6) then
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
   redis.call('XDEL', KEYS[1], ARGV[2])
   redis.pcall('HDEL', KEYS[4], ARGV[2])
   return 'dup'
+end
+-- Only a run that was opened before can have a journal: the first opening does not look for one.
+local journal = {}
+if record or ARGV[4] ~= '1' then
+  journal = redis.pcall('HGETALL', KEYS[5])
+  if journal.err then return {'wrongtype', KEYS[5]} end
 end
 if record ~= ARGV[6] then record_run(KEYS[3], ARGV[8], ARGV[5], ARGV[6]) end
 local layout = redis.call('TYPE', KEYS[2]).ok
@@ -24,4 +30,5 @@ if layout == 'none' and ARGV[9] ~= '' then
   end
 end
 if layout ~= 'hash' and layout ~= 'string' and layout ~= 'none' then return {'wrongtype', KEYS[2]} end
+if #journal > 0 then return {layout, journal} end
 return layout

@@ -1,0 +1,71 @@
+//! Writing the journal of a run: one script checks the ownership, writes the entry and renews the lease. It is read by
+//! the script that opens the run, see [`super::state`], and deleted by the one that settles it.
+
+use std::sync::{Arc, LazyLock};
+
+use crate::clients::redis::error::RedisError;
+use crate::clients::redis::keys::Keys;
+use crate::clients::redis::lease;
+use crate::clients::redis::link::Link;
+use crate::clients::redis::reply::{self, Word};
+use crate::clients::redis::script::Script;
+use crate::config::StateConfig;
+use crate::domain::journal::JournalEntry;
+use crate::domain::work::{Delivery, Token};
+use crate::ports::Appended;
+
+static JOURNAL: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("scripts/owned.lua"), include_str!("scripts/journal.lua"))));
+
+/// The journals of all runs.
+#[derive(Debug, Clone)]
+pub struct JournalWriter {
+    link: Link,
+    keys: Keys,
+    ttl_ms: u64,
+    group: Arc<str>,
+}
+
+impl JournalWriter {
+    /// Journals under `keys` of entries that were read in `group`.
+    pub fn new(link: Link, keys: Keys, state: &StateConfig, group: &str) -> Self {
+        Self { link, keys, ttl_ms: lease::millis(state.ttl), group: Arc::from(group) }
+    }
+
+    /// Puts an entry on record, if `token` still owns the delivery's entry. After an error whose outcome is unknown the
+    /// same is simply sent again.
+    pub async fn append(
+        &self,
+        delivery: &Delivery,
+        token: &Token,
+        entry: &JournalEntry,
+    ) -> Result<Appended, RedisError> {
+        let item = &delivery.item;
+        let JournalEntry { header, field, value, restart, progress } = entry;
+        let mut call = JOURNAL.call(4, header.len() + value.len() + 512);
+        call.arg(&*delivery.stream)
+            .arg(self.keys.journal(&item.graph_id, &item.node_id, &item.run_id))
+            .arg(self.keys.done(&item.graph_id))
+            .arg(self.keys.crashes(&delivery.stream))
+            .arg(&*self.group)
+            .arg(delivery.entry.as_str())
+            .arg(&*token.consumer)
+            .arg(token.deliveries)
+            .arg(self.ttl_ms)
+            .arg(u8::from(*restart))
+            .arg(u8::from(*progress))
+            .arg(header)
+            .arg(field)
+            .arg(value);
+        let what = "an entry of a journal";
+        match reply::word(self.link.eval(&JOURNAL, &call).await?, what)? {
+            (Word::Ok, _) => Ok(Appended::Done),
+            (Word::Lost, _) => Ok(Appended::Lost),
+            (Word::WrongType, rest) => Err(RedisError::WrongType { key: Some(reply::key(rest)) }),
+            (
+                Word::Gone | Word::Again | Word::Duplicate | Word::Conflict | Word::Hash | Word::Text | Word::Missing,
+                _,
+            ) => Err(RedisError::Unexpected { what }),
+        }
+    }
+}

@@ -1,0 +1,19 @@
+-- Puts an entry into the journal of a run and renews the lease in the same step.
+-- KEYS  1 work stream, 2 journal, 3 done, 4 crashes
+-- ARGV  1 group, 2 entry, 3 consumer, 4 deliveries, 5 life in ms, 6 '1' if everything before goes,
+--       7 '1' if the entry is progress, 8 header, 9 field, 10 value
+-- Says  ok | lost | {wrongtype, key}
+if not owned(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then return 'lost' end
+local kind = redis.call('TYPE', KEYS[2]).ok
+if kind ~= 'hash' and kind ~= 'none' then return {'wrongtype', KEYS[2]} end
+-- The renewal is first: after a write that needs no memory the rest is allowed at maxmemory too. An entry that was
+-- deleted from the stream does not come back from it, and there is nothing to work on any more.
+if #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[2], 'JUSTID') == 0 then return 'lost' end
+if ARGV[6] == '1' then redis.call('DEL', KEYS[2]) end
+redis.call('HSET', KEYS[2], 'hdr', ARGV[8])
+local added = redis.call('HSET', KEYS[2], ARGV[9], ARGV[10])
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+-- The record tells whoever opens the run next to look for a journal, so it lives as long.
+redis.pcall('PEXPIRE', KEYS[3], ARGV[5], 'GT')
+if ARGV[7] == '1' and added > 0 then redis.pcall('HDEL', KEYS[4], ARGV[2]) end
+return 'ok'

@@ -1,0 +1,418 @@
+//! The journal of one execution: what is on record about each step, and the fields it is kept under. Where it is
+//! stored is the Redis client's; when it is written and read again is the modes'.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::domain::message::{Completion, Usage};
+use crate::domain::outcome::{Failure, Spent};
+use crate::domain::tool::{ToolOutput, ToolTarget};
+
+/// The version of the journal's shape that this worker writes, and the only one that it goes on from.
+pub const JOURNAL_VERSION: u64 = 1;
+/// The field of the header.
+pub const HEADER: &str = "hdr";
+
+/// A tool call by the turn that asked for it and its place there. Tool mode's one call is the first of turn 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId {
+    /// The model's turn, from 1.
+    pub turn: u32,
+    /// The place among the calls of that turn, from 0.
+    pub index: u32,
+}
+
+/// The name of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// A complete turn of the model, from 1.
+    Turn(u32),
+    /// A tool call is about to begin.
+    Start(CallId),
+    /// A tool call has ended.
+    End(CallId),
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Turn(turn) => write!(f, "t{turn}:llm"),
+            Self::Start(CallId { turn, index }) => write!(f, "t{turn}:c{index}:start"),
+            Self::End(CallId { turn, index }) => write!(f, "t{turn}:c{index}:end"),
+        }
+    }
+}
+
+impl Field {
+    fn parse(name: &str) -> Option<Self> {
+        let (turn, rest) = name.strip_prefix('t')?.split_once(':')?;
+        let turn = turn.parse().ok()?;
+        if rest == "llm" {
+            return Some(Self::Turn(turn));
+        }
+        let (index, kind) = rest.strip_prefix('c')?.split_once(':')?;
+        let call = CallId { turn, index: index.parse().ok()? };
+        match kind {
+            "start" => Some(Self::Start(call)),
+            "end" => Some(Self::End(call)),
+            _ => None,
+        }
+    }
+}
+
+/// What the journal belongs to and what has been used; written anew with every entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The version of the shape.
+    pub v: u64,
+    /// A digest of the configuration and of the inputs as they were put into it.
+    pub config: String,
+    /// How often the node was begun from its beginning; a part of every idempotency key.
+    pub epoch: u32,
+    /// Who wrote last: consumer and delivery count.
+    pub owner: String,
+    /// When the node was first begun; its time counts from here, whoever goes on with it.
+    pub started_at: Timestamp,
+    /// What epochs before this one used.
+    pub before: Spent,
+    /// What was used in all. Calls that run side by side may be missing from it; the entries are what counts.
+    pub used: Spent,
+}
+
+/// Whether a call may simply be made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// It changes nothing, or twice is the same as once.
+    Safe,
+    /// Nobody says so.
+    Unsafe,
+}
+
+/// A tool call that was begun.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The MCP server; none for the function registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// The tool's own name.
+    pub tool: String,
+    /// SHA-256 of the arguments as JSON.
+    pub arguments: String,
+    /// The call's idempotency key.
+    pub key: String,
+    /// Whether it may be made again.
+    pub class: Class,
+    /// When it was begun.
+    pub at: Timestamp,
+}
+
+impl Start {
+    /// Where the call went.
+    pub fn target(&self) -> ToolTarget {
+        ToolTarget { server: self.server.clone(), name: self.tool.clone() }
+    }
+}
+
+/// How a tool call ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// The tool answered, or the call was refused before it ran; for an agent as the model was shown it.
+    Answered(ToolOutput),
+    /// The call failed, and with it the node.
+    Failed(Failure),
+    /// The worker died during the call: what the model was told about it.
+    Unknown(ToolOutput),
+}
+
+/// One entry on its way into the journal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JournalEntry {
+    /// The header, JSON.
+    pub header: String,
+    /// The entry's name.
+    pub field: String,
+    /// The entry, JSON.
+    pub value: String,
+    /// Whether everything before goes: a new epoch begins.
+    pub restart: bool,
+    /// Whether the node has come further than a crash before it. This clears the count of crashes.
+    pub progress: bool,
+}
+
+/// What is known of one tool call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CallRecord {
+    /// It was begun, and nothing is known of its end.
+    Begun(Start),
+    /// It has ended.
+    Ended(End),
+}
+
+/// A journal that can be gone on from.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The header.
+    pub header: Header,
+    /// The model's turns, the first one first.
+    pub turns: Vec<Completion>,
+    /// The tool calls.
+    pub calls: BTreeMap<CallId, CallRecord>,
+    starts: u32,
+    unsafe_begun: bool,
+}
+
+impl Record {
+    /// Whether a call was begun that may not simply be made again.
+    pub fn unsafe_begun(&self) -> bool {
+        self.unsafe_begun
+    }
+
+    /// What this epoch and those before it used.
+    pub fn spent(&self) -> Spent {
+        let Header { before, used, .. } = &self.header;
+        let mut usage = before.usage;
+        for turn in &self.turns {
+            *usage.get_or_insert_with(Usage::default) += turn.usage;
+        }
+        Spent { usage, tool_calls: before.tool_calls + self.starts, attempts: before.attempts.max(used.attempts) }
+    }
+
+    /// Tool calls that have ended, as opposed to begun.
+    pub fn ended_calls(&self) -> usize {
+        self.calls.values().filter(|call| matches!(call, CallRecord::Ended(End::Answered(_) | End::Failed(_)))).count()
+    }
+}
+
+/// A journal that cannot be gone on from: another version wrote it, or it is damaged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unusable {
+    /// Why, for a person.
+    pub why: String,
+    /// Its epoch, as far as it can be told.
+    pub epoch: u32,
+    /// When the node was first begun, if that can be told.
+    pub started_at: Option<Timestamp>,
+    /// What was used, if that can be told.
+    pub used: Spent,
+    /// Whether a call may have been begun that may not simply be made again.
+    pub unsafe_begun: bool,
+}
+
+/// Reads the fields of a journal; nothing if there are none.
+pub fn read(fields: &[(String, Vec<u8>)]) -> Option<Result<Record, Unusable>> {
+    if fields.is_empty() {
+        return None;
+    }
+    Some(record(fields).map_err(|why| unusable(fields, why)))
+}
+
+fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
+    let broken = |name: &str, error: serde_json::Error| format!("its entry `{name}` cannot be read: {error}");
+    let header = header(fields).ok_or("it has no header")?;
+    if header.get("v").and_then(Value::as_u64) != Some(JOURNAL_VERSION) {
+        return Err(String::from("another version of the worker wrote it"));
+    }
+    let header = serde_json::from_value(header).map_err(|error| broken(HEADER, error))?;
+    let mut turns = BTreeMap::new();
+    let (mut starts, mut ends) = (BTreeMap::<CallId, Start>::new(), BTreeMap::<CallId, End>::new());
+    for (name, value) in fields.iter().filter(|(name, _)| name != HEADER) {
+        let broken = |error| broken(name, error);
+        match Field::parse(name).ok_or_else(|| format!("it has an entry `{name}` of an unknown kind"))? {
+            Field::Turn(turn) => drop(turns.insert(turn, serde_json::from_slice(value).map_err(broken)?)),
+            Field::Start(call) => drop(starts.insert(call, serde_json::from_slice(value).map_err(broken)?)),
+            Field::End(call) => drop(ends.insert(call, serde_json::from_slice(value).map_err(broken)?)),
+        }
+    }
+    let turns: Vec<Completion> =
+        (1..).zip(turns).map_while(|(at, (turn, heard))| (at == turn).then_some(heard)).collect();
+    let recorded = fields.iter().filter(|(name, _)| name.ends_with(":llm")).count();
+    let begun = starts.len();
+    let unsafe_begun = starts.values().any(|start| start.class == Class::Unsafe);
+    let mut calls: BTreeMap<CallId, CallRecord> =
+        starts.into_iter().map(|(call, start)| (call, CallRecord::Begun(start))).collect();
+    calls.extend(ends.into_iter().map(|(call, end)| (call, CallRecord::Ended(end))));
+    let known = u32::try_from(turns.len()).unwrap_or(u32::MAX);
+    if turns.len() != recorded || calls.keys().any(|call| call.turn > known) {
+        return Err(String::from("a turn of the model is missing in it"));
+    }
+    Ok(Record { header, turns, calls, starts: u32::try_from(begun).unwrap_or(u32::MAX), unsafe_begun })
+}
+
+fn header(fields: &[(String, Vec<u8>)]) -> Option<Value> {
+    let (_, header) = fields.iter().find(|(name, _)| name == HEADER)?;
+    serde_json::from_slice(header).ok()
+}
+
+/// What can be told of a journal whose shape is not ours. What cannot be told counts as the worst.
+fn unusable(fields: &[(String, Vec<u8>)], why: String) -> Unusable {
+    let header = header(fields).unwrap_or_default();
+    let part = |name: &str| header.get(name).cloned().unwrap_or_default();
+    let safe = |value: &[u8]| {
+        let start: Value = serde_json::from_slice(value).unwrap_or_default();
+        start.get("class").and_then(Value::as_str) == Some("safe")
+    };
+    Unusable {
+        why,
+        epoch: part("epoch").as_u64().and_then(|epoch| u32::try_from(epoch).ok()).unwrap_or(1),
+        started_at: serde_json::from_value(part("started_at")).ok(),
+        used: serde_json::from_value(part("used")).unwrap_or_default(),
+        unsafe_begun: fields.iter().any(|(name, value)| name.ends_with(":start") && !safe(value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::message::{AssistantTurn, StopReason};
+
+    const RAW: &str = r#"[ {"type":"text",  "text":"hé","sig":1.0e2} ]"#;
+
+    fn completion() -> Completion {
+        Completion {
+            turn: AssistantTurn {
+                raw: serde_json::from_str(RAW).expect("JSON"),
+                text: String::from("hé"),
+                tool_uses: Vec::new(),
+            },
+            stop_reason: StopReason::Refusal { category: Some(String::from("bio")), explanation: None },
+            model: String::from("m"),
+            usage: Usage { input_tokens: 10, output_tokens: 5, ..Usage::default() },
+            request_id: None,
+            warnings: vec![String::from("left out")],
+        }
+    }
+
+    fn header() -> Header {
+        let before = Spent { usage: Some(Usage { input_tokens: 1, ..Usage::default() }), tool_calls: 2, attempts: 1 };
+        Header {
+            v: JOURNAL_VERSION,
+            config: String::from("abc"),
+            epoch: 3,
+            owner: String::from("w:1/2"),
+            started_at: "2026-01-02T03:04:05.123Z".parse().expect("a time"),
+            used: Spent { attempts: 4, ..before.clone() },
+            before,
+        }
+    }
+
+    fn start(class: Class) -> Start {
+        Start {
+            server: Some(String::from("srv")),
+            tool: String::from("a:b/c"),
+            arguments: String::from("0f"),
+            key: String::from("key"),
+            class,
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn field<T: Serialize>(field: impl fmt::Display, value: &T) -> (String, Vec<u8>) {
+        (field.to_string(), serde_json::to_vec(value).expect("JSON"))
+    }
+
+    const CALL: CallId = CallId { turn: 1, index: 0 };
+
+    fn fields() -> Vec<(String, Vec<u8>)> {
+        vec![
+            field(Field::End(CALL), &End::Answered(ToolOutput::structured(Value::Null))),
+            field(HEADER, &header()),
+            field(Field::Start(CallId { index: 1, ..CALL }), &start(Class::Safe)),
+            field(Field::Turn(1), &completion()),
+            field(Field::Start(CALL), &start(Class::Unsafe)),
+        ]
+    }
+
+    fn usable(fields: &[(String, Vec<u8>)]) -> Record {
+        read(fields).expect("there is a journal").expect("it can be gone on from")
+    }
+
+    fn refused(fields: &[(String, Vec<u8>)]) -> Unusable {
+        read(fields).expect("there is a journal").expect_err("it cannot be gone on from")
+    }
+
+    #[test]
+    fn what_was_written_is_read_again_and_a_models_turn_byte_for_byte() {
+        let record = usable(&fields());
+        assert_eq!(record.header, header());
+        assert_eq!((record.turns.len(), record.turns[0].turn.raw.get()), (1, RAW));
+        assert_eq!(
+            (&record.turns[0].stop_reason, &record.turns[0].warnings),
+            (&completion().stop_reason, &completion().warnings)
+        );
+        let answered = End::Answered(ToolOutput::structured(Value::Null));
+        assert_eq!(record.calls[&CALL], CallRecord::Ended(answered), "an answer of null is an answer");
+        assert_eq!(record.calls[&CallId { index: 1, ..CALL }], CallRecord::Begun(start(Class::Safe)));
+        assert_eq!(start(Class::Safe).target().to_string(), "srv/a:b/c");
+        assert!(read(&[]).is_none());
+    }
+
+    #[test]
+    fn failures_keep_everything_that_the_event_tells() {
+        let failure = Failure { attempts: 3, ..Failure::retriable("http_503", "busy") }
+            .with_retry_after(Some(std::time::Duration::from_millis(1500)));
+        let end = End::Failed(failure);
+        let text = serde_json::to_string(&end).expect("JSON");
+        assert_eq!(serde_json::from_str::<End>(&text).expect("an end"), end);
+    }
+
+    #[test]
+    fn what_was_used_is_counted_from_the_entries_on_top_of_earlier_epochs() {
+        let record = usable(&fields());
+        let usage = Usage { input_tokens: 11, output_tokens: 5, ..Usage::default() };
+        assert_eq!(record.spent(), Spent { usage: Some(usage), tool_calls: 4, attempts: 4 });
+        assert!(record.unsafe_begun());
+        assert_eq!(record.ended_calls(), 1);
+    }
+
+    #[test]
+    fn another_version_is_told_with_what_can_be_told_of_it() {
+        let mut fields = fields();
+        fields[1].1 =
+            json!({"v": 2, "epoch": 7, "started_at": "2026-01-02T03:04:05Z", "news": []}).to_string().into_bytes();
+        let unusable = refused(&fields);
+        assert_eq!((unusable.epoch, unusable.unsafe_begun), (7, true));
+        assert_eq!(unusable.started_at, "2026-01-02T03:04:05Z".parse().ok());
+        assert!(unusable.why.contains("another version"), "{}", unusable.why);
+        // A call of a shape that is not known may have been any.
+        fields.retain(|(name, _)| !name.starts_with("t1:c0"));
+        assert!(!refused(&fields).unsafe_begun);
+        fields.push((String::from("t9:c0:start"), b"\xff".to_vec()));
+        assert!(refused(&fields).unsafe_begun);
+    }
+
+    #[test]
+    fn a_damaged_journal_is_not_gone_on_from() {
+        let with = |name: &str, value: &str| {
+            let mut fields = fields();
+            fields.retain(|(field, _)| field != name);
+            fields.push((name.to_owned(), value.as_bytes().to_vec()));
+            refused(&fields).why
+        };
+        assert!(with("t1:llm", "{").contains("`t1:llm`"));
+        assert!(with("t1:c0:start", "{}").contains("`t1:c0:start`"));
+        assert!(with("t1:c0:end", "{\"gone\": 1}").contains("`t1:c0:end`"));
+        assert!(with("hdr", "[").contains("no header"));
+        assert!(with("t1:c0:middle", "{}").contains("unknown kind"));
+        let gap = serde_json::to_string(&completion()).expect("JSON");
+        assert!(with("t3:llm", &gap).contains("missing"));
+        assert!(with("t2:c0:end", r#"{"answered":{"content":[],"is_error":false}}"#).contains("missing"));
+    }
+
+    #[test]
+    fn fields_bear_the_names_of_the_contract() {
+        let call = CallId { turn: 12, index: 3 };
+        for (expected, field) in
+            [("t12:llm", Field::Turn(12)), ("t12:c3:start", Field::Start(call)), ("t12:c3:end", Field::End(call))]
+        {
+            assert_eq!((field.to_string().as_str(), Field::parse(expected)), (expected, Some(field)));
+        }
+    }
+}
