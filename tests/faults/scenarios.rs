@@ -11,7 +11,7 @@ use super::report::table;
 use super::storm::{Storm, rage};
 
 /// What the worker is held to.
-pub const RULES: Rules = Rules { unsafe_effects_may_repeat: true, completions_may_repeat: true };
+const RULES: Rules = Rules { unsafe_effects_may_repeat: true, completions_may_repeat: true };
 /// Every write is on disk before it is answered, so that what is lost was lost by a worker.
 const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
 

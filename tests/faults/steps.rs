@@ -6,14 +6,16 @@ use da_node_executor::failpoint::Point;
 use futures_util::future::join_all;
 
 use super::arena::Arena;
-use super::checker::{End, Verdict, judge};
+use super::checker::{End, Rules, Verdict, judge};
 use super::fleet::LEASE_MS;
 use super::harness::eventually;
 use super::items::{Kind, Work, item};
-use super::scenarios::RULES;
 
 /// Lease, the gate of the one that takes over, which has just started, and some time for the work itself.
 const TAKEOVER: Duration = Duration::from_millis(2 * LEASE_MS + 3000);
+
+/// Every step is on record when its place is reached, and no call is under way there.
+const RULES: Rules = Rules { unsafe_effects_may_repeat: false, completions_may_repeat: false };
 
 /// One agent node, which comes by every step.
 fn work(arena: &Arena, end: End) -> Work {

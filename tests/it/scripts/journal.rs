@@ -54,7 +54,13 @@ async fn idle(world: &World, delivery: &Delivery) -> u64 {
 async fn taken_over(world: &World, from: &Delivery, by: &str) -> (Worker, Arc<Delivery>) {
     world.silence(&from.entry, &from.token.consumer).await;
     let worker = world.worker(by);
-    let taken = worker.leases.claim(&world.stream, &[], 1, Takeover::Expired { suspects: 1 }).await.expect("an answer").pop().expect("an entry");
+    let taken = worker
+        .leases
+        .claim(&world.stream, &[], 1, Takeover::Expired { suspects: 1 })
+        .await
+        .expect("an answer")
+        .pop()
+        .expect("an entry");
     (worker, super::delivery(taken))
 }
 
@@ -187,7 +193,13 @@ async fn the_next_owner_finds_the_journal_when_it_opens_the_run() {
     let held = Held { stream: Arc::clone(&ours.stream), entry: ours.entry.clone(), deliveries: ours.token.deliveries };
     second.leases.hand_back(&[held]).await.expect("an answer");
     let third = world.worker("w:3");
-    let taken = third.leases.claim(&world.stream, &[], 1, Takeover::Released).await.expect("an answer").pop().expect("an entry");
+    let taken = third
+        .leases
+        .claim(&world.stream, &[], 1, Takeover::Released)
+        .await
+        .expect("an answer")
+        .pop()
+        .expect("an entry");
     let ours = super::delivery(taken);
     assert_eq!(opened(&third, &ours).await, expected);
     assert_eq!(third.settle(&ours).await.expect("an answer"), Settled::Done);
