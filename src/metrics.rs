@@ -184,7 +184,11 @@ impl Metrics {
         let r = &mut registry;
         r.register("items_received", "Entries received, by delivery and by takeover", metrics.received.clone());
         r.register("items_taken_over", "Entries taken over from other workers", metrics.taken_over.clone());
-        r.register("items_resumed", "Nodes that went on from the journal of an earlier worker", metrics.resumed.clone());
+        r.register(
+            "items_resumed",
+            "Nodes that went on from the journal of an earlier worker",
+            metrics.resumed.clone(),
+        );
         r.register("items", "Nodes that ended, by mode and outcome", metrics.items.clone());
         r.register_with_unit("item_duration", "How long nodes took", Unit::Seconds, metrics.duration.clone());
         r.register_with_unit("item_queue", "How long entries waited", Unit::Seconds, metrics.queued.clone());

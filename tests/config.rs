@@ -216,7 +216,8 @@ fn every_key_can_be_set_in_a_file() {
             _ => format!("{value:?}"),
         };
         // Rules are for tools that exist.
-        let path = path.replace("unknown_outcome.*", "unknown_outcome.calculate").replacen('*', "s", 1).replacen('*', "X", 1);
+        let path =
+            path.replace("unknown_outcome.*", "unknown_outcome.calculate").replacen('*', "s", 1).replacen('*', "X", 1);
         // What a server or a provider cannot do without.
         let beside = match path.as_str() {
             "mcp.servers.s.url" | "mcp.servers.s.command" => "",

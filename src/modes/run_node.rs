@@ -33,7 +33,6 @@ use crate::modes::tool::{self, ToolPlan, ToolTask};
 use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
 use crate::retry::RetryPolicy;
 
-
 /// The longest limit of time; a sum with a longer one might not be a moment any more.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 

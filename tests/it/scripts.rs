@@ -14,8 +14,8 @@ mod trouble;
 use std::sync::Arc;
 
 use da_node_executor::clients::redis::{
-    JournalWriter, Keys, Leases, Letter, Link, RawEntry, RedisError, Settled, Settlement, Settler, StateStore, Takeover,
-    WorkStreams,
+    JournalWriter, Keys, Leases, Letter, Link, RawEntry, RedisError, Settled, Settlement, Settler, StateStore,
+    Takeover, WorkStreams,
 };
 use da_node_executor::config::{Config, RedisConfig, StateConfig, WorkConfig};
 use da_node_executor::domain::event::{EventType, terminal_event_id};
