@@ -62,10 +62,14 @@ impl Taken {
         format!("{NODE}\nrun-{}", self.graph)
     }
 
+    fn journal_key(&self) -> String {
+        format!("dago:journal:{}:{NODE}:run-{}", self.graph, self.graph)
+    }
+
     fn open(&self, digest: &str) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(digest).arg(4).arg(STREAM).arg(state_key(&self.graph)).arg(format!("dago:done:{}", self.graph));
-        call.arg(format!("dago:crashes:{STREAM}"));
+        call.arg(digest).arg(5).arg(STREAM).arg(state_key(&self.graph)).arg(format!("dago:done:{}", self.graph));
+        call.arg(format!("dago:crashes:{STREAM}")).arg(self.journal_key());
         call.arg(GROUP).arg(&self.entry).arg(CONSUMER).arg(1).arg(self.field());
         call.arg(format!("r\n{}\n{STREAM}\n{}", self.work_id(), self.entry));
         call.arg(self.work_id()).arg(TTL_MS).arg("");
@@ -78,10 +82,16 @@ impl Taken {
         read
     }
 
+    fn order_to_stop(&self) -> Cmd {
+        let mut ask = redis::cmd("HMGET");
+        ask.arg(format!("dago:cancel:{}", self.graph)).arg("*").arg(NODE);
+        ask
+    }
+
     fn settle(&self, digest: &str, sample: &Sample) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
         call.arg(digest).arg(7).arg(STREAM).arg(state_key(&self.graph)).arg(format!("dago:done:{}", self.graph));
-        call.arg(format!("dago:journal:{}:{NODE}:run-{}", self.graph, self.graph)).arg(COMPLETED);
+        call.arg(self.journal_key()).arg(COMPLETED);
         call.arg(format!("dago:crashes:{STREAM}")).arg(format!("{STREAM}:dead"));
         call.arg(GROUP).arg(&self.entry).arg(CONSUMER).arg(1).arg(self.field());
         call.arg(format!("d\n{}\n{CONSUMER}\n1\nevt_00000000000000000000000000000000", self.work_id()));
@@ -110,12 +120,12 @@ pub async fn run(redis: &mut MultiplexedConnection, sample: &Sample) {
         if taken.is_empty() {
             return;
         }
-        let mut opening = Pipeline::with_capacity(2 * PIPE);
+        let mut opening = Pipeline::with_capacity(3 * PIPE);
         for item in &taken {
-            opening.add_command(item.open(&open)).add_command(item.read());
+            opening.add_command(item.open(&open)).add_command(item.read()).add_command(item.order_to_stop());
         }
         let opened: Vec<redis::Value> = opening.query_async(redis).await.expect("opening succeeds");
-        for word in opened.iter().step_by(2) {
+        for word in opened.iter().step_by(3) {
             assert_eq!(redis::from_redis_value_ref::<String>(word).expect("a word"), "hash");
         }
         let mut settling = Pipeline::with_capacity(PIPE);

@@ -24,6 +24,9 @@ struct Round {
     server: f64,
 }
 
+/// Commands that both sides send, or their scripts do. Those of a worker alone, such as registering, are not here.
+const COMMANDS: [&str; 8] = ["evalsha", "hget", "hmget", "hset", "xack", "xadd", "xdel", "xpending"];
+
 /// Rounds of one kind.
 #[derive(Default)]
 struct Rounds(Vec<Round>);
@@ -71,10 +74,14 @@ pub async fn measure(report: &mut Report, program: &Path, items: usize, rounds: 
     for _ in 0..rounds {
         lay_out(&mut redis, items).await;
         bare.0.push(by_bare(&mut redis, at.server_pid, items, &sample).await);
+        let reference = commands(&mut redis, items).await;
         lay_out(&mut redis, items).await;
         worker.0.push(by_worker(&at, &mut redis, items, &[]).await);
         lay_out(&mut redis, items).await;
         quiet.0.push(by_worker(&at, &mut redis, items, &[NO_PROGRESS]).await);
+        let own = commands(&mut redis, items).await;
+        let differ = reference.iter().zip(&own).any(|(theirs, ours)| (theirs - ours).abs() > 0.05);
+        assert!(!differ, "the bare client no longer does what the worker does: {COMMANDS:?} {reference:?} {own:?}");
     }
     bare.note(report, "bare client");
     worker.note(report, "worker");
@@ -128,6 +135,16 @@ async fn until_completed(redis: &mut MultiplexedConnection, items: usize) {
         assert!(started.elapsed() < PATIENCE, "{completed} of {items} items are completed after {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// How often each of [`COMMANDS`] was called for one item since the work was laid out.
+async fn commands(redis: &mut MultiplexedConnection, items: usize) -> [f64; COMMANDS.len()] {
+    let info: String = redis::cmd("INFO").arg("commandstats").query_async(redis).await.expect("the server answers");
+    COMMANDS.map(|command| {
+        let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        let calls = line.and_then(|line| line.split(',').next()).map_or(0.0, |calls| calls.parse().expect("a number"));
+        calls / items as f64
+    })
 }
 
 async fn server_pid(redis: &mut MultiplexedConnection) -> u32 {
