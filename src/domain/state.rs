@@ -48,9 +48,9 @@ pub struct NodeView {
     /// How far it has come; absent in states that others wrote by hand means completed if there is an output.
     #[serde(default)]
     pub status: Option<NodeStatus>,
-    /// Its output.
+    /// Its output, which is taken apart only where a template names it.
     #[serde(default)]
-    pub output: Option<Value>,
+    pub output: Option<Box<RawValue>>,
 }
 
 impl NodeView {

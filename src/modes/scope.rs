@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use indexmap::IndexMap;
 use minijinja::value::{Enumerator, Object, Serde};
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value as JinjaValue};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::domain::state::{NodeStatus, NodeView};
@@ -49,6 +50,8 @@ struct Trace {
     missed: Option<String>,
     /// The first node whose output was asked for before it was there.
     withheld: Option<(String, NodeStatus)>,
+    /// The first output that cannot be read.
+    corrupt: Option<TemplateError>,
     /// Bytes substituted so far.
     used: usize,
 }
@@ -71,13 +74,13 @@ impl Scope {
     }
 
     /// The value of an exact key: an input, else a node, which stands for its output.
-    pub(super) fn exact(&self, key: &str) -> Option<Result<&Value, TemplateError>> {
+    pub(super) fn exact(&self, key: &str) -> Option<Result<Value, TemplateError>> {
         if let Some(input) = self.view.inputs.get(key) {
-            return Some(Ok(input));
+            return Some(Ok(input.clone()));
         }
         let node = self.view.nodes.get(key)?;
         Some(match node.status() {
-            NodeStatus::Completed => Ok(node.output.as_ref().unwrap_or(&Value::Null)),
+            NodeStatus::Completed => output(node).map_err(|reason| corrupt(key, &reason)),
             status => Err(TemplateError::NotCompleted { node: key.to_owned(), status }),
         })
     }
@@ -92,6 +95,7 @@ impl Scope {
             let mut trace = self.view.trace();
             trace.missed = None;
             trace.withheld = None;
+            trace.corrupt = None;
         }
         let result = expression.eval(JinjaValue::from_object(Root(Arc::clone(&self.view)))).and_then(|value| {
             if value.is_undefined() {
@@ -103,7 +107,11 @@ impl Scope {
         let mut trace = self.view.trace();
         let withheld = trace.withheld.take();
         let missed = trace.missed.take();
+        let corrupt = trace.corrupt.take();
         drop(trace);
+        if let Some(corrupt) = corrupt {
+            return Err(corrupt);
+        }
         match (result, withheld) {
             // A node that may still complete is never replaced by a default: that would hide a wrong order.
             (Ok(_), Some((node, status))) if may_complete(status) => Err(TemplateError::NotCompleted { node, status }),
@@ -149,13 +157,29 @@ impl View {
     /// The output of a node, or nothing and a note why.
     fn output(&self, id: &str, node: &NodeView) -> Option<JinjaValue> {
         match node.status() {
-            NodeStatus::Completed => Some(JinjaValue::from(Serde(&node.output))),
+            NodeStatus::Completed => match output(node) {
+                Ok(value) => Some(value),
+                Err(reason) => {
+                    self.trace().corrupt.get_or_insert_with(|| corrupt(id, &reason));
+                    None
+                }
+            },
             status => {
                 self.trace().withheld.get_or_insert_with(|| (id.to_owned(), status));
                 None
             }
         }
     }
+}
+
+/// The output of a completed node in the form that is needed. That it is JSON was seen when it was read; what still can
+/// be wrong is a number or a character that nothing stands for, or a depth that nobody reads.
+fn output<T: DeserializeOwned>(node: &NodeView) -> Result<T, serde_json::Error> {
+    serde_json::from_str(node.output.as_ref().map_or("null", |output| output.get()))
+}
+
+fn corrupt(node: &str, reason: &serde_json::Error) -> TemplateError {
+    TemplateError::CorruptOutput { node: node.to_owned(), reason: reason.to_string() }
 }
 
 /// The path in an expression that has no value, given the place of the error: the place itself with what stands in

@@ -70,6 +70,14 @@ pub enum TemplateError {
         /// How far it has come.
         status: NodeStatus,
     },
+    /// The node's output was written by somebody who writes what cannot be read.
+    #[error("the output of node `{node}` in the state cannot be read: {reason}")]
+    CorruptOutput {
+        /// The node.
+        node: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The expression does not fit its values.
     #[error("the template expression `{expression}` failed: {message}")]
     Evaluation {
@@ -114,6 +122,7 @@ impl TemplateError {
                 ),
             ),
             Self::NotCompleted { .. } => Failure::validation("dependency_not_completed", message),
+            Self::CorruptOutput { .. } => Failure::validation("state_corrupt", message),
             Self::Evaluation { .. } => Failure::validation("template_failed", message),
             Self::TooLarge { .. } => Failure::validation("template_too_large", message),
             Self::TooDeep => Failure::validation("template_too_deep", message),
@@ -254,7 +263,7 @@ impl Substitution {
 
     fn value(&self, scope: &Scope) -> Result<Value, TemplateError> {
         let value = match (scope.exact(&self.source), &self.expression) {
-            (Some(exact), _) => exact?.clone(),
+            (Some(exact), _) => exact?,
             (None, Ok(expression)) => scope.evaluate(expression, &self.source)?,
             // Neither a name that exists nor an expression: more likely a name that is missing, if it looks like one.
             (None, Err(_)) if looks_like_a_name(&self.source) => {

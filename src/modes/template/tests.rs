@@ -157,3 +157,21 @@ fn an_error_says_which_names_exist() {
     assert_eq!((failure.code.as_ref(), failure.category.as_str()), ("unknown_name", "validation"));
     assert!(failure.message.contains("`x`") && failure.message.contains("inputs: `a`; nodes: none"));
 }
+
+#[test]
+fn an_output_that_nobody_can_read_fails_the_node_and_not_its_reading() {
+    let nodes =
+        r#"{"bad": {"status": "completed", "output": {"n": 1e999}}, "good": {"status": "completed", "output": 1}}"#;
+    let scope = Scope::new(Map::new(), serde_json::from_str(nodes).expect("node states"), 10_000);
+    let render = |text| Template::compile(text).and_then(|template| template.value(&scope));
+    for text in ["{{ bad }}", "{{ bad.n }}", "{{ nodes.bad.output.n | default(1) }}", "a {{ bad }}"] {
+        let failure = render(text).expect_err(text).alone();
+        assert_eq!(failure.code, "state_corrupt", "{text}");
+        assert!(
+            failure.message.contains("`bad`") && failure.message.contains("number out of range"),
+            "{}",
+            failure.message
+        );
+    }
+    assert_eq!(render("{{ good + 1 }}"), Ok(json!(2)));
+}
