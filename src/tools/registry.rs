@@ -102,6 +102,42 @@ impl Registry {
         F: Fn(A, CallContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, Failure>> + Send + 'static,
     {
+        self.insert(name, description, hints, schema, move |typed: A, _, context| {
+            let answer = function(typed, context.clone());
+            Box::pin(async move { answer.await.map(Into::into) })
+        })
+    }
+
+    /// Adds a function that computes and never waits. It also sees its arguments in place, so that large ones need
+    /// not be copied: `A` has the small ones, and [`IgnoredAny`](serde::de::IgnoredAny) where the others are.
+    ///
+    /// # Panics
+    /// If the name is not 1–64 letters, digits, `_` or `-`: models accept no other.
+    pub fn register_in_place<A, R, F>(
+        &mut self,
+        name: &str,
+        description: &str,
+        hints: ToolHints,
+        function: F,
+    ) -> &mut Self
+    where
+        A: DeserializeOwned + JsonSchema,
+        R: Into<ToolOutput>,
+        F: Fn(A, &Arguments) -> Result<R, Failure> + Send + Sync + 'static,
+    {
+        self.insert(name, description, hints, schema_of::<A>(), move |typed: A, given, _| {
+            Box::pin(std::future::ready(function(typed, given).map(Into::into)))
+        })
+    }
+
+    fn insert<A: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        description: &str,
+        hints: ToolHints,
+        schema: Value,
+        start: impl Fn(A, &Arguments, &CallContext) -> Answer + Send + Sync + 'static,
+    ) -> &mut Self {
         assert!(is_model_name(name), "the tool name {name:?} is not 1–64 letters, digits, `_` or `-`");
         let schema = Arc::new(schema);
         let spec = ToolSpec {
@@ -114,8 +150,7 @@ impl Registry {
         let tool = name.to_owned();
         let run = move |given: &Arguments, context: &CallContext| -> Result<Answer, Failure> {
             let typed = A::deserialize(given).map_err(|error| arguments::explain(&tool, &schema, given, &error))?;
-            let answer = function(typed, context.clone());
-            Ok(Box::pin(async move { answer.await.map(Into::into) }))
+            Ok(start(typed, given, context))
         };
         self.functions.insert(name.to_owned(), Arc::new(Function { spec, effects: None, run: Box::new(run) }));
         self

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use jmespath::{Context, JmespathError, Rcvar, Variable, interpret};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use crate::domain::outcome::Failure;
@@ -23,19 +24,21 @@ const VALUE_COST: usize = 8;
 #[serde(deny_unknown_fields)]
 struct JsonQuery {
     /// The data to search: any JSON value.
-    data: Value,
+    #[serde(rename = "data")]
+    #[schemars(with = "Value")]
+    _data: IgnoredAny,
     #[schemars(description = "JMESPath expression, for example: people[?age >= `18`].name")]
     expression: String,
 }
 
 pub(super) fn register(registry: &mut Registry) {
     let description = "Searches JSON data with a JMESPath expression and returns what it finds; null if nothing.";
-    registry.register(NAME, description, ToolHints::READ_ONLY, |args: JsonQuery, _| async move {
-        query(args.data, &args.expression)
+    registry.register_in_place(NAME, description, ToolHints::READ_ONLY, |args: JsonQuery, given| {
+        query(given.get("data").expect("the argument was checked"), &args.expression)
     });
 }
 
-fn query(data: Value, expression: &str) -> Result<Value, Failure> {
+fn query(data: &Value, expression: &str) -> Result<Value, Failure> {
     query_bounds::check_text(expression)?;
     let ast = jmespath::parse(expression).map_err(|error| failure("invalid_expression", &error))?;
     let mut values = 0;
@@ -51,19 +54,19 @@ fn query(data: Value, expression: &str) -> Result<Value, Failure> {
     })
 }
 
-/// The crate's own conversion goes through serde; this one keeps every number as it is and moves texts.
-fn to_variable(value: Value, values: &mut usize) -> Variable {
+/// The crate's own conversion goes through serde; this one keeps every number as it is.
+fn to_variable(value: &Value, values: &mut usize) -> Variable {
     *values += 1;
     match value {
         Value::Null => Variable::Null,
-        Value::Bool(value) => Variable::Bool(value),
-        Value::Number(number) => Variable::Number(number),
-        Value::String(text) => Variable::String(text),
+        Value::Bool(value) => Variable::Bool(*value),
+        Value::Number(number) => Variable::Number(number.clone()),
+        Value::String(text) => Variable::String(text.clone()),
         Value::Array(items) => {
-            Variable::Array(items.into_iter().map(|item| Rcvar::new(to_variable(item, values))).collect())
+            Variable::Array(items.iter().map(|item| Rcvar::new(to_variable(item, values))).collect())
         }
         Value::Object(members) => Variable::Object(
-            members.into_iter().map(|(name, member)| (name, Rcvar::new(to_variable(member, values)))).collect(),
+            members.iter().map(|(name, member)| (name.clone(), Rcvar::new(to_variable(member, values)))).collect(),
         ),
     }
 }
@@ -113,11 +116,11 @@ mod tests {
     use crate::tools::builtin::testing::call;
 
     fn found(data: Value, expression: &str) -> Value {
-        query(data, expression).unwrap_or_else(|failure| panic!("{expression}: {failure}"))
+        query(&data, expression).unwrap_or_else(|failure| panic!("{expression}: {failure}"))
     }
 
     fn code(data: Value, expression: &str) -> String {
-        query(data, expression).expect_err(expression).code.into_owned()
+        query(&data, expression).expect_err(expression).code.into_owned()
     }
 
     #[tokio::test]
@@ -160,7 +163,7 @@ mod tests {
         assert!(failure.message.contains("character 3") && !failure.message.contains('\n'), "{}", failure.message);
         assert_eq!(code(json!([]), ""), "invalid_expression");
         assert_eq!(code(json!({}), "nope(@)"), "query_failed");
-        let failure = query(json!({"a": "text"}), "sum(a)").expect_err("wrong type");
+        let failure = query(&json!({"a": "text"}), "sum(a)").expect_err("wrong type");
         assert!(failure.message.contains("expects type array"), "{}", failure.message);
         assert_eq!(code(json!([1]), "[::0]"), "query_failed");
         assert_eq!(code(json!(["x"]), "join(@, @)"), "query_failed");
@@ -206,20 +209,20 @@ mod tests {
         for text in
             [format!("a{}", ".a".repeat(limit)), format!("{}a", "!".repeat(limit)), format!("{}a", "*.".repeat(limit))]
         {
-            assert!(query(json!({"a": 1}), &text).is_ok(), "{}", &text[..4]);
+            assert!(query(&json!({"a": 1}), &text).is_ok(), "{}", &text[..4]);
         }
         let half = limit / 2;
         for (open, close) in [("(", ")"), ("[", "]"), ("{a:", "}"), ("abs(", ")"), ("[?", "]")] {
             let text = format!("{}@{}", open.repeat(half), close.repeat(half));
             // Whether it makes sense or not: it comes back.
-            let _ = query(json!([1]), &text);
+            let _ = query(&json!([1]), &text);
         }
     }
 
     proptest! {
         #[test]
         fn no_expression_makes_it_panic(text in "[\\[\\]@*.,:?!&|<>={}()a-c0-9'`\" -]{0,30}|.{0,20}") {
-            let _ = query(json!({"a": [1, {"b": "c"}], "b": [[1], [2]], "c": null}), &text);
+            let _ = query(&json!({"a": [1, {"b": "c"}], "b": [[1], [2]], "c": null}), &text);
         }
     }
 }
