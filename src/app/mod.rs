@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor as _, Arbiter, System};
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,7 @@ pub struct Refused(String);
 
 /// Runs the worker until it is told to stop. The answer is the process's exit code.
 pub fn run(config: Config) -> anyhow::Result<i32> {
+    raise_file_limit();
     let system = System::new();
     let worker = system.block_on(Worker::start(config))?;
     system.runtime().spawn(async move {
@@ -57,6 +59,18 @@ pub fn run(config: Config) -> anyhow::Result<i32> {
         System::current().stop_with_code(code);
     });
     Ok(system.run_with_code()?)
+}
+
+/// A node that waits for HTTP holds a connection, and the usual soft limit of 1024 open files ends a pool of a thousand.
+/// The limit is low for programs that use `select`, which this one does not.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
+        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
+        false => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// The running worker: what the stop order needs.

@@ -114,3 +114,16 @@ async fn several_streams_are_read_and_none_waits_for_another() {
     gate.open("closed");
     bed.ended(2).await;
 }
+
+#[tokio::test]
+async fn a_low_soft_limit_of_open_files_does_not_bound_the_connections() {
+    const NODES: usize = 100;
+    let (bed, gate) = (Bed::new().await, Gate::start().await);
+    let spec = bed.worker("w").set("tools.http_request.allow", gate.host()).set("pool.size", NODES.to_string());
+    let _worker = spec.open_files(64).start().ready().await;
+    let node = |at| json!({"graph_id": "g", "node_id": format!("n{at}"), "inputs": {}, "config": gate.node("all")});
+    bed.submit_all((0..NODES).map(node)).await;
+    gate.arrived("all", NODES).await;
+    gate.open("all");
+    assert!(bed.ended(NODES).await.iter().all(|event| event["type"] == "node.completed"));
+}

@@ -16,6 +16,13 @@ fn sum(node: &str) -> Value {
 }
 
 #[tokio::test]
+async fn a_worker_is_ready_before_work_comes_however_long_it_waits_for_it() {
+    let bed = Bed::new().await;
+    let worker = bed.worker("w").set("work.block", "10m").set("lease.duration", "20m").start().ready().await;
+    assert_eq!(worker.get("/health").await.json()["redis"], "connected");
+}
+
+#[tokio::test]
 async fn the_endpoints_answer_as_the_contract_says() {
     let bed = Bed::new().await;
     let worker = bed.worker("executor-1").start().ready().await;

@@ -21,6 +21,7 @@ pub struct Spec {
     env: BTreeMap<String, String>,
     file: String,
     arguments: Vec<String>,
+    open_files: Option<u32>,
 }
 
 impl Spec {
@@ -28,7 +29,7 @@ impl Spec {
     pub fn bare() -> Self {
         let inherited = ["PATH", "HOME", "TMPDIR"];
         let env = inherited.into_iter().filter_map(|name| Some((String::from(name), std::env::var(name).ok()?)));
-        Self { env: env.collect(), file: String::new(), arguments: Vec::new() }
+        Self { env: env.collect(), file: String::new(), arguments: Vec::new(), open_files: None }
     }
 
     /// Sets a variable of the environment.
@@ -55,10 +56,24 @@ impl Spec {
         self
     }
 
+    /// Lowers the soft limit of open files that the process starts with.
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     /// Starts the process and does not wait for anything.
     pub fn start(self) -> Worker {
         let dir = tempfile::Builder::new().prefix("executor-it-").tempdir().expect("a folder");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_executor-worker"));
+        let mut command = match self.open_files {
+            None => Command::new(env!("CARGO_BIN_EXE_executor-worker")),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -Sn {limit}; exec \"$0\" \"$@\""));
+                shell.arg(env!("CARGO_BIN_EXE_executor-worker"));
+                shell
+            }
+        };
         command.env_clear().envs(&self.env).args(&self.arguments).current_dir(dir.path());
         if !self.file.is_empty() {
             let path = dir.path().join("worker.toml");
