@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use da_node_executor::cli::Cli;
 
+/// Nodes build and drop many small JSON values, often on different threads, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // The one TLS provider of the process; clients that ask the process default would panic without it.
     rustls::crypto::ring::default_provider().install_default().expect("nothing was installed before main");
