@@ -82,21 +82,25 @@ impl Spec {
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the worker can be started");
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let (log, printed) = (Arc::default(), Arc::default());
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
         let readers = [
-            collect(child.stdout.take().expect("the pipe was asked for"), &log),
-            collect(child.stderr.take().expect("the pipe was asked for"), &log),
+            collect(child.stdout.take().expect("the pipe was asked for"), [&log, &printed].map(Arc::clone)),
+            collect(child.stderr.take().expect("the pipe was asked for"), [Arc::clone(&log)]),
         ];
-        Worker { pid, child: RefCell::new(child), log, readers, ended: Cell::new(None), _dir: dir }
+        Worker { pid, child: RefCell::new(child), log, printed, readers, ended: Cell::new(None), _dir: dir }
     }
 }
 
-fn collect(pipe: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
-    let log = Arc::clone(log);
+/// Lines that a process wrote, filled by a thread.
+type Lines = Arc<Mutex<Vec<String>>>;
+
+fn collect<const N: usize>(pipe: impl Read + Send + 'static, logs: [Lines; N]) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            for log in &logs {
+                log.lock().unwrap_or_else(PoisonError::into_inner).push(line.clone());
+            }
         }
     })
 }
@@ -105,7 +109,8 @@ fn collect(pipe: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) -> J
 pub struct Worker {
     pid: Pid,
     child: RefCell<Child>,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Lines,
+    printed: Lines,
     readers: [JoinHandle<()>; 2],
     ended: Cell<Option<ExitStatus>>,
     _dir: TempDir,
@@ -132,6 +137,11 @@ impl Answer {
 impl Worker {
     fn lines(&self) -> MutexGuard<'_, Vec<String>> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it wrote to stdout: results, without remarks.
+    pub fn printed(&self) -> String {
+        self.printed.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
     /// Everything it wrote.
