@@ -23,6 +23,7 @@ pub struct Health {
     unsettled: AtomicUsize,
     hold_told: AtomicBool,
     refused_ms: AtomicI64,
+    events_full: AtomicBool,
     required_down: AtomicUsize,
     current: Mutex<Option<String>>,
 }
@@ -42,6 +43,7 @@ impl Health {
             unsettled: AtomicUsize::new(0),
             hold_told: AtomicBool::new(false),
             refused_ms: AtomicI64::new(i64::MIN),
+            events_full: AtomicBool::new(false),
             required_down: AtomicUsize::new(0),
             current: Mutex::new(None),
         }
@@ -108,6 +110,17 @@ impl Health {
         }
     }
 
+    /// A terminal stream is as long as it may be, or is not. Gives what was known before.
+    pub fn events_full(&self, full: bool) -> bool {
+        self.events_full.swap(full, Ordering::Relaxed)
+    }
+
+    /// Whether there is no place for results, because Redis does not take them or nobody reads them: then no more
+    /// work is fetched.
+    pub fn stops_fetching(&self) -> bool {
+        self.holds_results() || self.events_full.load(Ordering::Relaxed)
+    }
+
     /// Whether the results that are held now have not been told of yet; true once.
     pub fn tell_hold(&self) -> bool {
         !self.hold_told.swap(true, Ordering::Relaxed)
@@ -158,6 +171,7 @@ impl Health {
             (!self.redis(), "redis does not answer"),
             (self.holds_results(), "redis does not take results"),
             (!self.groups.load(Ordering::Relaxed), "the consumer group is not there yet"),
+            (self.events_full.load(Ordering::Relaxed), "a terminal event stream is full"),
             (self.draining(), "the worker is stopping"),
             (self.required_down.load(Ordering::Relaxed) > 0, "a required tool server is away"),
             // A stopping worker lets its executors go while their last nodes still run.
@@ -226,6 +240,14 @@ mod tests {
         health.drain();
         assert!(health.live());
         assert_eq!(health.not_ready(), ["the worker is stopping"]);
+    }
+
+    #[test]
+    fn a_full_event_stream_stops_fetching_and_is_told() {
+        let health = running();
+        assert!(!health.events_full(true) && health.stops_fetching() && health.live());
+        assert_eq!(health.not_ready(), ["a terminal event stream is full"]);
+        assert!(health.events_full(false) && !health.stops_fetching() && health.not_ready().is_empty());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 pub struct ItemLabels {
     /// `agent`, `llm`, `tool`, or `unknown` where the configuration could not be read.
     pub mode: &'static str,
-    /// `completed`, `failed`, `duplicate`, `lost`, `handed_back`.
+    /// `completed`, `failed`, `duplicate`, `lost`, `handed_back`, `parked`.
     pub outcome: &'static str,
 }
 
@@ -112,6 +112,10 @@ pub struct Metrics {
     pub dead_letters: Family<ReasonLabels, Counter>,
     /// Leases found lost.
     pub leases_lost: Counter,
+    /// Nodes that left their slot for a long wait.
+    pub parked: Counter,
+    /// Nodes of all workers that wait outside of their streams.
+    pub parked_now: Gauge,
     /// Nodes running or waiting to be settled.
     pub in_flight: Gauge,
     /// Nodes that may run at once.
@@ -168,6 +172,8 @@ impl Metrics {
             retries: Counter::default(),
             dead_letters: Family::default(),
             leases_lost: Counter::default(),
+            parked: Counter::default(),
+            parked_now: Gauge::default(),
             in_flight: Gauge::default(),
             pool_size: Gauge::default(),
             tool_calls: Family::default(),
@@ -196,6 +202,8 @@ impl Metrics {
         r.register("retries", "Steps tried again", metrics.retries.clone());
         r.register("dead_letters", "Dead letters by reason", metrics.dead_letters.clone());
         r.register("leases_lost", "Leases found lost", metrics.leases_lost.clone());
+        r.register("items_parked", "Nodes that left their slot for a long wait", metrics.parked.clone());
+        r.register("items_parked_now", "Nodes of all workers that wait outside", metrics.parked_now.clone());
         r.register("items_in_flight", "Nodes running or waiting to be settled", metrics.in_flight.clone());
         r.register("pool_size", "Nodes that may run at once", metrics.pool_size.clone());
         r.register("tool_calls", "Tool calls", metrics.tool_calls.clone());

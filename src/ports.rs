@@ -6,8 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::blob::BlobRef;
 use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
@@ -185,6 +187,15 @@ pub trait Store {
 
     /// Reads more of the state.
     fn read(&self, graph_id: &GraphId, wanted: &Wanted) -> impl Future<Output = Result<Snapshot, Failure>>;
+
+    /// Fetches the large output of a node that `blob` stands for. None if it does not refer to an output of this node:
+    /// then it is a value like any other.
+    fn blob(
+        &self,
+        graph_id: &GraphId,
+        node_id: &str,
+        blob: &BlobRef,
+    ) -> impl Future<Output = Result<Option<Box<RawValue>>, Failure>>;
 
     /// The ids of all nodes that the state knows, for an error message.
     fn node_ids(&self, graph_id: &GraphId) -> impl Future<Output = Result<Vec<String>, Failure>>;

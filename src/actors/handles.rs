@@ -9,15 +9,17 @@ use actix::dev::ToEnvelope;
 use actix::{Actor, Handler, Message};
 use futures_util::FutureExt as _;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::InFlight;
 use crate::actors::llm::LlmActor;
 use crate::actors::mcp::{McpSessionActor, Server};
-use crate::actors::messages::{Append, CallTool, Complete, Discover, NodeIds, Open, Read};
+use crate::actors::messages::{Append, CallTool, Complete, Discover, FetchBlob, NodeIds, Open, Read};
 use crate::actors::progress::ProgressLog;
 use crate::actors::store::StateStore;
 use crate::actors::supervise::Post;
+use crate::domain::blob::BlobRef;
 use crate::domain::event::EventType;
 use crate::domain::ids::GraphId;
 use crate::domain::journal::JournalEntry;
@@ -244,6 +246,11 @@ impl Store for StoreHandle {
 
     async fn read(&self, graph_id: &GraphId, wanted: &Wanted) -> Result<Snapshot, Failure> {
         ask(&self.0, "state store", Read { graph_id: graph_id.clone(), wanted: wanted.clone() }).await
+    }
+
+    async fn blob(&self, graph_id: &GraphId, node_id: &str, blob: &BlobRef) -> Result<Option<Box<RawValue>>, Failure> {
+        let fetch = FetchBlob { graph_id: graph_id.clone(), node_id: String::from(node_id), blob: blob.clone() };
+        ask(&self.0, "state store", fetch).await
     }
 
     async fn node_ids(&self, graph_id: &GraphId) -> Result<Vec<String>, Failure> {

@@ -55,7 +55,8 @@ impl Kept {
 }
 
 fn bytes(settlement: &Settlement) -> usize {
-    settlement.event_json.len() + settlement.node_state_json.len()
+    let blob = settlement.blob.as_ref().map_or(0, |blob| blob.get().len());
+    settlement.event_json.len() + settlement.node_state_json.len() + blob
 }
 
 /// Notices that Redis is another one than before, and writes again what it may have lost.
@@ -120,6 +121,7 @@ mod tests {
             node_state_json: String::new(),
             write_state: true,
             letter: None,
+            blob: None,
         })
     }
 

@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use actix::Message;
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::Custody;
 use crate::clients::redis::{Letter, RawEntry};
+use crate::domain::blob::BlobRef;
 use crate::domain::ids::GraphId;
 use crate::domain::journal::JournalEntry;
 use crate::domain::message::Completion;
@@ -76,6 +78,18 @@ pub struct Read {
     pub graph_id: GraphId,
     /// What to read.
     pub wanted: Wanted,
+}
+
+/// NodeExecutor → StateStore: fetch a large output.
+#[derive(Message)]
+#[rtype(result = "Result<Option<Box<RawValue>>, Failure>")]
+pub struct FetchBlob {
+    /// The graph.
+    pub graph_id: GraphId,
+    /// The node.
+    pub node_id: String,
+    /// What stands for the output.
+    pub blob: BlobRef,
 }
 
 /// NodeExecutor → StateStore: which nodes exist.

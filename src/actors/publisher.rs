@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::Custody;
 use crate::actors::kept::Kept;
 use crate::actors::messages::{DeadLetter, NodeFinished};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Keys, Leases, RedisError, Settled, Settlement, Settler};
-use crate::domain::outcome::{Failure, Outcome, Report};
+use crate::clients::redis::{Blobs, Keys, Leases, ParkingLot, RedisError, Settled, Settlement, Settler};
+use crate::domain::blob::BlobRef;
+use crate::domain::outcome::{Failure, Outcome, Parking, Report};
 use crate::domain::settlement::{End, Execution, Written};
-use crate::domain::work::Delivery;
+use crate::domain::work::{Delivery, Meta};
 use crate::failpoint::{self, Point};
 use crate::health::Health;
 use crate::metrics::{CategoryLabels, Metrics, ModeLabels, ReasonLabels};
@@ -29,6 +31,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 pub struct PublisherDeps {
     /// The settle scripts.
     pub settler: Settler,
+    /// Where large outputs are.
+    pub blobs: Blobs,
+    /// Bytes of an output above which it is stored by itself.
+    pub inline_output: usize,
+    /// Where nodes wait that wait for long.
+    pub parking: ParkingLot,
     /// The lease scripts, for entries that are handed back.
     pub leases: Leases,
     /// Which keys are whose.
@@ -88,14 +96,15 @@ impl Handler<DeadLetter> for Publisher {
 
 impl PublisherDeps {
     async fn finish(&self, finished: NodeFinished) {
-        let NodeFinished { delivery, custody, report, started_at, started, letter } = finished;
+        let NodeFinished { delivery, custody, mut report, started_at, started, letter } = finished;
         let delivery = with_present_token(delivery, &custody);
         let mode = report.mode.map_or("unknown", crate::domain::node::Mode::as_str);
         let took = started.elapsed();
-        if let Some(mode) = report.mode {
+        if let (Some(mode), false) = (report.mode, matches!(report.outcome, Outcome::Parked(_))) {
             let histogram = self.metrics.duration.get_or_create(&ModeLabels { mode: mode.as_str() });
             Metrics::seconds(&histogram, took);
         }
+        let blob = self.blob(&delivery, &mut report);
         let ended = match &report.outcome {
             Outcome::Completed { output, mapped } => End::Completed { output, mapped: mapped.as_deref() },
             Outcome::Failed { failure, partial } => End::Failed { failure, partial: partial.as_ref() },
@@ -105,6 +114,7 @@ impl PublisherDeps {
             }
             Outcome::Lost => return self.lost(mode),
             Outcome::Unfinished => return self.hand_back(&custody, mode).await,
+            Outcome::Parked(parking) => return self.park(&delivery, &custody, parking, mode).await,
         };
         let completed_at = Timestamp::now();
         let execution = Execution { worker_id: &self.worker_id, delivery: &delivery, started_at, completed_at };
@@ -114,6 +124,7 @@ impl PublisherDeps {
             _ => None,
         };
         let mut settlement = settlement(&delivery, written, letter, failure.as_ref());
+        settlement.blob = blob;
         failpoint::reach(Point::BeforeSettle);
         custody.settling();
         let settle = || failpoint::sent(Point::SettleSent, self.settler.settle(&settlement));
@@ -177,6 +188,45 @@ impl PublisherDeps {
     fn lost(&self, mode: &'static str) {
         tracing::warn!(node.mode = mode, "the entry belongs to another worker by now, nothing is written");
         self.metrics.ended(mode, "lost");
+    }
+
+    /// Takes an output out of the report that is too large for state and event, and leaves a reference.
+    fn blob(&self, delivery: &Delivery, report: &mut Report) -> Option<Box<RawValue>> {
+        let Outcome::Completed { output, .. } = &mut report.outcome else { return None };
+        if output.get().len() <= self.inline_output {
+            return None;
+        }
+        let reference = BlobRef::new(self.blobs.key(delivery), output).to_raw();
+        Some(std::mem::replace(output, reference))
+    }
+
+    async fn park(&self, delivery: &Delivery, custody: &Custody, parking: &Parking, mode: &'static str) {
+        let Parking { until, failure, waits, since } = parking;
+        let attempt = waits.values().copied().max().unwrap_or_default();
+        let meta = Meta {
+            origin: Some(String::from(delivery.meta.origin.as_deref().unwrap_or(delivery.entry.as_str()))),
+            attempt,
+            crashes: delivery.crashes,
+            redriven: delivery.meta.redriven,
+            waits: waits.clone(),
+            since: Some(*since),
+        };
+        let pause_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
+        custody.settling();
+        match self.until_answered(|| self.parking.park(delivery, &meta, *until)).await {
+            Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
+                self.metrics.parked.inc();
+                self.metrics.ended(mode, "parked");
+                tracing::info!(node.mode = mode, steps = ?waits.keys(), error.code = %failure.code, error = %failure.message, attempt,
+                    pause_ms, "the node waits outside of its slot");
+            }
+            Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),
+            Some(Settled::Lost) => self.lost(mode),
+            Some(Settled::Conflict | Settled::WrongType { .. }) | None => {
+                tracing::error!(work.id = %delivery.work_id, "redis did not take the waiting node before the worker \
+                    ended; the entry will be taken over and run again");
+            }
+        }
     }
 
     async fn hand_back(&self, custody: &Custody, mode: &'static str) {
@@ -279,5 +329,6 @@ fn settlement(
         node_state_json: written.node_json,
         write_state,
         letter,
+        blob: None,
     }
 }

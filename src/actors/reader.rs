@@ -185,8 +185,8 @@ async fn turn(
         deps.health.redis_answers(true);
         *rounds = Rounds::default();
     }
-    if deps.health.holds_results() {
-        // Redis does not take results: what it would hand out now could not be settled either.
+    if deps.health.stops_fetching() {
+        // There is no place for results: what Redis would hand out now could not be settled either.
         tokio::time::sleep(HOLD_PAUSE).await;
         return Ok(asked);
     }

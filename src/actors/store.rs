@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, ResponseFuture};
+use serde_json::value::RawValue;
 
-use crate::actors::messages::{Append, NodeIds, Open, Read};
+use crate::actors::messages::{Append, FetchBlob, NodeIds, Open, Read};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{JournalWriter, RedisError, StateStore as Client};
+use crate::clients::redis::{Blobs, JournalWriter, RedisError, StateStore as Client};
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
 use crate::health::Health;
@@ -17,14 +18,15 @@ use crate::retry::Retry;
 pub struct StateStore {
     client: Client,
     journal: JournalWriter,
+    blobs: Blobs,
     health: Arc<Health>,
     _watch: DeathWatch,
 }
 
 impl StateStore {
     /// A store over these clients, which tells `health` whether runs can begin.
-    pub fn new(client: Client, journal: JournalWriter, health: Arc<Health>, watch: DeathWatch) -> Self {
-        Self { client, journal, health, _watch: watch }
+    pub fn new(client: Client, journal: JournalWriter, blobs: Blobs, health: Arc<Health>, watch: DeathWatch) -> Self {
+        Self { client, journal, blobs, health, _watch: watch }
     }
 }
 
@@ -52,6 +54,21 @@ impl Handler<Read> for StateStore {
     fn handle(&mut self, Read { graph_id, wanted }: Read, _: &mut Self::Context) -> Self::Result {
         let client = self.client.clone();
         Box::pin(async move { client.read(&graph_id, &wanted).await.map_err(Failure::from) })
+    }
+}
+
+impl Handler<FetchBlob> for StateStore {
+    type Result = ResponseFuture<Result<Option<Box<RawValue>>, Failure>>;
+
+    fn handle(&mut self, FetchBlob { graph_id, node_id, blob }: FetchBlob, _: &mut Self::Context) -> Self::Result {
+        let blobs = self.blobs.clone();
+        Box::pin(async move {
+            let Some(bytes) = blobs.fetch(&graph_id, &node_id, &blob).await? else { return Ok(None) };
+            let value = serde_json::from_slice(&bytes);
+            value.map(Some).map_err(|error| {
+                Failure::validation("blob_changed", format!("the stored output `{}` is not JSON: {error}", blob.key))
+            })
+        })
     }
 }
 

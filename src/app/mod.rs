@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::custody::InFlight;
 use crate::actors::executor::{ExecutorDeps, NodeExecutor};
 use crate::actors::handles::{Handles, JournalHandle, StoreHandle};
+use crate::actors::janitor::{Janitor, JanitorDeps};
 use crate::actors::kept::{Kept, Rollback};
 use crate::actors::lease::{Gate, LeaseDeps, LeaseKeeper};
+use crate::actors::mover::{Mover, MoverDeps};
 use crate::actors::pool::ExecutorPool;
 use crate::actors::progress::{ProgressLog, write_until_closed};
 use crate::actors::publisher::{Publisher, PublisherDeps};
@@ -25,8 +27,8 @@ use crate::actors::registrar::Registrar;
 use crate::actors::store::StateStore as StoreActor;
 use crate::actors::supervise::supervise;
 use crate::clients::redis::{
-    EventLog, JournalWriter, Keys, Leases, Link, ServerFacts, Settler, StateStore, WorkStreams, WorkerRegistry,
-    preflight,
+    Blobs, EventLog, JournalWriter, Keys, Leases, Link, ParkingLot, ServerFacts, Settler, StateStore, Upkeep,
+    WorkStreams, WorkerRegistry, preflight,
 };
 use crate::config::Config;
 use crate::domain::event::EventType;
@@ -152,21 +154,27 @@ impl Worker {
             EventType::PROGRESS.into_iter().filter(|kind| config.events.progress.iter().any(|p| p == kind.as_str()));
         let (progress, queued) = ProgressLog::new(kinds, &worker_id, Arc::clone(&metrics));
         actix::spawn(write_until_closed(queued, event_log.clone(), Arc::clone(&metrics)));
-        actix::spawn(trim(event_log, config.events.maxlen.get(), phases.end.clone()));
 
         let state =
             StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
         let journal = JournalWriter::new(link.clone(), keys.clone(), &config.state, &config.work.group);
+        let blobs = Blobs::new(link.clone(), keys.clone(), &config.state);
+        let fetched = blobs.clone();
         let of_store = Arc::clone(&health);
         let store = supervise("store", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
-            StoreActor::new(state.clone(), journal.clone(), Arc::clone(&of_store), watch).start()
+            StoreActor::new(state.clone(), journal.clone(), fetched.clone(), Arc::clone(&of_store), watch).start()
         });
         let settler =
             Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
+        let parking =
+            ParkingLot::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
         let kept = Arc::new(Kept::default());
         let publisher_deps = Arc::new(PublisherDeps {
             settler: settler.clone(),
             kept: Arc::clone(&kept),
+            blobs: blobs.clone(),
+            inline_output: config.limits.inline_output.get(),
+            parking: parking.clone(),
             leases: leases.clone(),
             keys: keys.clone(),
             worker_id: worker_id.clone(),
@@ -226,7 +234,31 @@ impl Worker {
             stop: phases.drain.clone(),
             stopped: phases.drained.clone(),
         });
+        let mover_deps = Arc::new(MoverDeps {
+            parking,
+            streams: reader_deps.streams.clone(),
+            park_after: config.retry.park_after,
+            metrics: Arc::clone(&metrics),
+            stop: phases.drain.clone(),
+        });
+        let janitor_deps = Arc::new(JanitorDeps {
+            upkeep: Upkeep::new(link.clone(), keys.clone(), &config.work.group, Arc::clone(&consumer)),
+            blobs,
+            events: event_log,
+            streams: reader_deps.streams.clone(),
+            reap_after: config.work.reap_after.max(config.lease.duration.saturating_mul(3)),
+            maxlen: config.events.maxlen.get(),
+            hard_cap: config.events.hard_cap() as u64,
+            health: Arc::clone(&health),
+            stop: phases.drain.clone(),
+        });
         refuse_eviction(link.clone(), &config.redis.url).await?;
+        supervise("janitor", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+            Janitor::new(Arc::clone(&janitor_deps), watch).start()
+        });
+        supervise("mover", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+            Mover::new(Arc::clone(&mover_deps), watch).start()
+        });
         supervise("reader", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
             StreamReader::new(Arc::clone(&reader_deps), watch).start()
         });
@@ -364,17 +396,4 @@ fn check(facts: &ServerFacts) -> Result<(), Refused> {
 fn new_leases(config: &Config, link: &Link, keys: &Keys, consumer: &Arc<str>) -> Leases {
     let streams = config.work.streams.iter().map(|stream| Arc::from(stream.as_str()));
     Leases::new(link.clone(), keys.clone(), &config.work.group, Arc::clone(consumer), config.lease.duration, streams)
-}
-
-/// Keeps terminal streams from growing for ever, behind what every group has acknowledged.
-async fn trim(log: EventLog, maxlen: usize, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(60));
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => if let Err(error) = log.trim_unread(maxlen).await {
-                tracing::debug!(%error, "event streams were not trimmed");
-            },
-        }
-    }
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::handles::{LlmHandle, ToolHandle};
 use crate::app::wiring::Running;
 use crate::cli::{FAILED, Settings, fail, print_line, print_note, read_input, read_object};
+use crate::domain::blob::BlobRef;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
 use crate::domain::journal::JournalEntry;
@@ -74,7 +75,8 @@ pub fn run(settings: &Settings, args: &ExecArgs) -> u8 {
                 interrupted.cancel(CancelReason::Requested);
             }
         });
-        let report = run_node(&ports, &ModeSettings::from(&config), &delivery, &cancel).await;
+        let mode_settings = ModeSettings { park_after: None, ..ModeSettings::from(&config) };
+        let report = run_node(&ports, &mode_settings, &delivery, &cancel).await;
         end.cancel();
         running.close().await;
         anyhow::Ok(report)
@@ -133,7 +135,7 @@ fn print(report: &Report, whole: bool) -> u8 {
                 json!({"status": "failed", "error": failure.message, "error_details": details, "partial": partial}),
             )
         }
-        Outcome::Duplicate | Outcome::Lost | Outcome::Unfinished => {
+        Outcome::Duplicate | Outcome::Lost | Outcome::Unfinished | Outcome::Parked(_) => {
             print_note("the node did not run to its end");
             (FAILED, json!({"status": "unfinished"}))
         }
@@ -230,6 +232,14 @@ impl Store for FileStore {
 
     async fn read(&self, _: &GraphId, _: &Wanted) -> Result<Snapshot, Failure> {
         Ok(self.0.snapshot())
+    }
+
+    async fn blob(&self, _: &GraphId, node: &str, blob: &BlobRef) -> Result<Option<Box<RawValue>>, Failure> {
+        let message = format!(
+            "the output of node `{node}` stands in Redis as `{}`; put the output itself into the state's file",
+            blob.key
+        );
+        Err(Failure::validation("blob_missing", message))
     }
 
     async fn node_ids(&self, _: &GraphId) -> Result<Vec<String>, Failure> {

@@ -109,6 +109,9 @@ pub struct WorkConfig {
     pub strict: bool,
     /// Dead processes after which an item is poison.
     pub max_crashes: NonZeroU32,
+    /// How long a consumer of the group that holds nothing may be silent before it is removed; three leases at the least.
+    #[serde(with = "duration")]
+    pub reap_after: Duration,
 }
 
 /// How ownership of an entry is held.
@@ -186,8 +189,18 @@ pub struct StateConfig {
 pub struct EventsConfig {
     /// Entries kept, approximately: in progress streams always, in terminal streams only while no group reads them.
     pub maxlen: NonZeroUsize,
+    /// Entries of a terminal stream at which workers stop fetching: its consumers are too slow, or gone.
+    #[serde(default)]
+    pub hard_cap: Option<NonZeroUsize>,
     /// Which progress events are sent: `node.started`, `node.progress`, `tool.executed`.
     pub progress: Vec<String>,
+}
+
+impl EventsConfig {
+    /// Entries of a terminal stream at which workers stop fetching; ten times `maxlen` and at least a million by default.
+    pub fn hard_cap(&self) -> usize {
+        self.hard_cap.map_or_else(|| self.maxlen.get().saturating_mul(10).max(1_000_000), NonZeroUsize::get)
+    }
 }
 
 /// Models.
@@ -246,6 +259,9 @@ pub struct ProviderConfig {
     /// How long one call may take.
     #[serde(with = "duration")]
     pub timeout: Duration,
+    /// How long an answer that has begun may pause.
+    #[serde(with = "duration")]
+    pub stall_timeout: Duration,
     /// How long connecting may take.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -280,6 +296,7 @@ impl Default for ProviderConfig {
             betas: Vec::new(),
             max_tokens: NonZeroU32::new(16_000).expect("16000 is not zero"),
             timeout: Duration::from_secs(600),
+            stall_timeout: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(5),
             concurrency: NonZeroUsize::new(256).expect("256 is not zero"),
             script: None,
@@ -436,6 +453,9 @@ pub struct RetryConfig {
     /// Upper bound of every wait that we choose ourselves.
     #[serde(with = "duration")]
     pub max: Duration,
+    /// The longest wait that holds a slot; for a longer one the item leaves the stream until it is over.
+    #[serde(with = "duration")]
+    pub park_after: Duration,
 }
 
 impl RetryConfig {
@@ -453,9 +473,17 @@ pub struct LimitsConfig {
     pub item: NonZeroUsize,
     /// Bytes of one output.
     pub output: NonZeroUsize,
+    /// Bytes of an output above which it is stored under a key of its own.
+    pub inline_output: NonZeroUsize,
     /// How long a node may take that sets no `timeout`.
     #[serde(with = "duration")]
     pub node_timeout: Duration,
+    /// How long one call of a model or a tool may take; only their own limits by default.
+    #[serde(default, with = "duration::option")]
+    pub attempt_timeout: Option<Duration>,
+    /// How old an entry may be when it is started for the first time; any age by default.
+    #[serde(default, with = "duration::option")]
+    pub queue_age: Option<Duration>,
     /// Characters of one tool result that a model gets to see.
     pub tool_result_chars: NonZeroUsize,
 }

@@ -315,6 +315,13 @@ impl Check<'_> {
                 ),
             );
         }
+        let (maxlen, hard_cap) = (config.events.maxlen.get(), config.events.hard_cap());
+        if hard_cap <= maxlen {
+            self.blame(
+                &["events.hard_cap", "events.maxlen"],
+                format!("fetching stops at {hard_cap} entries, but streams are kept at {maxlen}; events.hard_cap must be above events.maxlen"),
+            );
+        }
         if config.http.bind.parse::<IpAddr>().is_err() {
             self.blame(&["http.bind"], "must be an IP address, such as 127.0.0.1, 0.0.0.0 or ::");
         }

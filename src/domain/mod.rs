@@ -1,6 +1,7 @@
 //! The vocabulary of the worker: what comes in, what a node is, what goes out.
 //! No I/O, no async and no actor lives here, so every rule can be tested as a value.
 
+pub mod blob;
 pub mod cancel;
 pub mod event;
 pub mod ids;

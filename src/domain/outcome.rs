@@ -1,8 +1,10 @@
 //! How an execution ends: the failure that a person can act on, and the few ways a node leaves the worker.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -172,6 +174,22 @@ pub enum Outcome {
     Lost,
     /// The worker stops before the node ended: the entry is handed back.
     Unfinished,
+    /// A step has to wait for long: the entry leaves the stream until then, and its slot is free.
+    Parked(Box<Parking>),
+}
+
+/// A wait that is too long to hold a slot for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parking {
+    /// When the node goes on.
+    pub until: Instant,
+    /// What is waited out.
+    pub failure: Failure,
+    /// The steps that go on then, by names that are the same in every run of the node, and the attempts that each has
+    /// used up.
+    pub waits: BTreeMap<String, u32>,
+    /// When the node was first begun.
+    pub since: Timestamp,
 }
 
 /// An outcome with what is known about the execution.

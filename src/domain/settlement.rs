@@ -87,7 +87,7 @@ impl Execution<'_> {
             worker_id: self.worker_id,
             work_id: self.delivery.work_id.as_str(),
             mode: report.mode.map(crate::domain::node::Mode::as_str),
-            attempt: report.spent.attempts.max(1) + self.delivery.meta.attempt,
+            attempt: report.spent.attempts.max(self.delivery.meta.attempt + 1),
             duration_ms: self.completed_at.as_millisecond() - self.started_at.as_millisecond(),
             redriven: Some(self.delivery.meta.redriven).filter(|&times| times > 0),
             warnings: &report.warnings,

@@ -1,6 +1,7 @@
 //! A work item as producers write it, in both shapes of the contract, and the identity that makes it one execution.
 //! Where it came from in the stream is [`Delivery`]; reading streams is the Redis client's.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -38,6 +39,13 @@ pub struct Meta {
     /// How often somebody brought it back from the dead letters.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub redriven: u32,
+    /// The steps that were waited for outside of the stream, and the attempts that each has used up. Every other step
+    /// begins at its first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waits: BTreeMap<String, u32>,
+    /// When the node was first begun: waiting outside of a slot is part of the node's time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 // The signature is serde's.

@@ -2,6 +2,7 @@
 //! ledger of what it used. What it does with them is each mode's.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::future::{Future, pending};
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::dialogue::Dialogue;
 use crate::modes::logbook::{Logbook, digest};
-use crate::modes::step::step;
+use crate::modes::step::{Halt, Patience, step};
+use crate::modes::waits::{Wait, Waits};
 use crate::ports::{CallContext, Events, Llm, LlmRequest, Ports, ToolCall, Tools};
 use crate::retry::RetryPolicy;
 
@@ -31,6 +33,7 @@ pub(super) struct Ledger {
     pub partial: RefCell<Option<Partial>>,
     pub warnings: RefCell<Vec<String>>,
     pub resumed: Cell<Option<Resumed>>,
+    pub waits: Waits,
 }
 
 impl Ledger {
@@ -44,19 +47,26 @@ impl Ledger {
         }
     }
 
-    /// Does a step and notes how many attempts it took.
+    /// Does a step and notes how many attempts it took. A step that has to wait for long never returns: the node is
+    /// ended around it, see [`Waits`].
     pub async fn step<T, F, Op>(
         &self,
         name: &'static str,
-        policy: &RetryPolicy,
-        deadline: Instant,
+        site: &str,
+        patience: &Patience,
         operation: F,
     ) -> Result<T, Failure>
     where
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
     {
-        let result = step(name, policy, deadline, operation).await;
+        let result = match step(name, patience, operation).await {
+            Err(Halt::Parked { until, made, failure }) => {
+                self.waits.park(Wait { until, made, failure, site: site.to_owned() }).await
+            }
+            Err(Halt::Failed(failure)) => Err(failure),
+            Ok(done) => Ok(done),
+        };
         let attempts = match &result {
             Ok((_, attempts)) => *attempts,
             Err(failure) => failure.attempts,
@@ -76,6 +86,16 @@ pub(super) enum CallSite {
     Turn(u32),
     /// A tool call.
     Tool(CallId),
+}
+
+impl fmt::Display for CallSite {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Discovery => out.write_str("discovery"),
+            Self::Turn(turn) => write!(out, "turn {turn}"),
+            Self::Tool(CallId { turn, index }) => write!(out, "turn {turn} call {index}"),
+        }
+    }
 }
 
 /// How a model is asked, the same in every turn.
@@ -118,7 +138,8 @@ impl<P: Ports> Execution<'_, P> {
             output_schema: brief.output_schema.clone(),
             context: self.context(CallSite::Turn(turn)),
         };
-        let completion = self.step("llm call", || self.ports.llm().complete(request.clone())).await?;
+        let operation = || self.attempt(Class::Safe, self.ports.llm().complete(request.clone()));
+        let completion = self.step("llm call", CallSite::Turn(turn), operation).await?;
         *self.ledger.spent.borrow_mut().usage.get_or_insert_default() += completion.usage;
         self.ledger.warn(completion.warnings.iter().cloned());
         self.logbook.heard(turn, &completion).await?;
@@ -129,7 +150,7 @@ impl<P: Ports> Execution<'_, P> {
     /// Finds the tools that the patterns name.
     pub async fn find_tools(&self, patterns: &[String]) -> Result<Vec<ToolSpec>, Failure> {
         let context = self.context(CallSite::Discovery);
-        self.step("tool discovery", || self.ports.tools().find(patterns, &context)).await
+        self.step("tool discovery", CallSite::Discovery, || self.ports.tools().find(patterns, &context)).await
     }
 
     /// Whether a call with these arguments may simply be made again.
@@ -142,8 +163,19 @@ impl<P: Ports> Execution<'_, P> {
     }
 
     /// What follows for a call during which a worker died.
-    pub fn unknown_outcome(&self, start: &Start) -> UnknownOutcome {
+    pub fn unknown_outcome(&self, call: CallId, start: &Start) -> UnknownOutcome {
+        if self.waited(call) {
+            // It was not broken off: it failed in a way that allows another try, and the node waited for that.
+            return UnknownOutcome::Retry;
+        }
+        tracing::warn!(tool = %start.target(), "a worker ended during a tool call, its outcome is unknown");
         self.settings.unknown_outcomes.of(&start.target(), start.class == Class::Safe)
+    }
+
+    /// Whether the node was parked in this call and nobody has had it since.
+    fn waited(&self, call: CallId) -> bool {
+        let Delivery { meta, token, .. } = &**self.delivery;
+        token.deliveries == 1 && meta.waits.contains_key(&CallSite::Tool(call).to_string())
     }
 
     /// Puts on record that a call is about to be made.
@@ -165,12 +197,14 @@ impl<P: Ports> Execution<'_, P> {
         call: CallId,
         target: &ToolTarget,
         arguments: Arguments,
+        class: Class,
     ) -> Result<ToolOutput, Failure> {
-        let context = self.context(CallSite::Tool(call));
-        let call = ToolCall { target: target.clone(), arguments: Arc::new(arguments), context };
+        let site = CallSite::Tool(call);
+        let call = ToolCall { target: target.clone(), arguments: Arc::new(arguments), context: self.context(site) };
         let start = Instant::now();
         failpoint::reach(Point::AfterToolStart);
-        let result = self.step("tool call", || self.ports.tools().call(call.clone())).await;
+        let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
+        let result = self.step("tool call", site, operation).await;
         let data = json!({
             "tool": target.to_string(),
             "duration_ms": u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -190,7 +224,7 @@ impl<P: Ports> Execution<'_, P> {
         self.ledger.spent.borrow().usage.unwrap_or_default()
     }
 
-    async fn step<T, F, Op>(&self, name: &'static str, operation: F) -> Result<T, Failure>
+    async fn step<T, F, Op>(&self, name: &'static str, site: CallSite, operation: F) -> Result<T, Failure>
     where
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
@@ -200,7 +234,24 @@ impl<P: Ports> Execution<'_, P> {
             // watches the time drops this.
             return pending().await;
         }
-        self.ledger.step(name, &self.policy, self.deadline, operation).await
+        let site = site.to_string();
+        let made = self.delivery.meta.waits.get(&site).copied().unwrap_or_default();
+        let Self { policy, deadline, settings, .. } = *self;
+        let patience = Patience { policy, deadline, made, park_after: settings.park_after };
+        self.ledger.step(name, &site, &patience, operation).await
+    }
+
+    /// One call of a model or a tool, cut off where an attempt may not take longer.
+    async fn attempt<T>(&self, class: Class, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let Some(limit) = self.settings.attempt_timeout else { return call.await };
+        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(limit);
+            let message = format!("the call did not answer within {limit}; raise `limits.attempt_timeout`");
+            Err(match class {
+                Class::Safe => Failure::retriable("attempt_timeout", message),
+                Class::Unsafe => Failure::permanent("attempt_timeout", message + ". It may have taken effect"),
+            })
+        })
     }
 
     fn context(&self, site: CallSite) -> CallContext {
@@ -221,10 +272,11 @@ impl<P: Ports> Execution<'_, P> {
 /// alike, and a node that was started over gives another.
 fn idempotency_key(delivery: &Delivery, epoch: u32, site: CallSite) -> String {
     let item = &delivery.item;
-    let site = match site {
-        CallSite::Discovery => String::from("discovery"),
-        CallSite::Turn(turn) => format!("turn {turn}"),
-        CallSite::Tool(CallId { turn, index }) => format!("turn {turn} call {index}"),
-    };
-    digest([item.graph_id.as_str(), item.node_id.as_str(), item.run_id.as_str(), &format!("epoch {epoch}"), &site])
+    digest([
+        item.graph_id.as_str(),
+        item.node_id.as_str(),
+        item.run_id.as_str(),
+        &format!("epoch {epoch}"),
+        &site.to_string(),
+    ])
 }

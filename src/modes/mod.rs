@@ -16,6 +16,7 @@ mod llm;
 mod logbook;
 mod tool;
 mod toolbox;
+mod waits;
 
 #[cfg(test)]
 mod scripted_ports;
@@ -35,8 +36,14 @@ pub struct ModeSettings {
     pub strict: bool,
     /// How a step is tried where the node says nothing.
     pub retry: RetryPolicy,
+    /// The longest wait of a step that holds a slot; nothing where there is no place to wait but the slot.
+    pub park_after: Option<Duration>,
     /// How long a node may take that sets no limit of its own.
     pub node_timeout: Duration,
+    /// How long one call of a model or a tool may take, if that is limited.
+    pub attempt_timeout: Option<Duration>,
+    /// How old an entry may be at its first start, if that is limited.
+    pub queue_age: Option<Duration>,
     /// The agent loop.
     pub agent: AgentConfig,
     /// Bytes of one output, and of all that a node's templates put in.
@@ -52,7 +59,10 @@ impl From<&Config> for ModeSettings {
         Self {
             strict: config.work.strict,
             retry: config.retry.policy(),
+            park_after: Some(config.retry.park_after),
             node_timeout: config.limits.node_timeout,
+            attempt_timeout: config.limits.attempt_timeout,
+            queue_age: config.limits.queue_age,
             agent: config.agent.clone(),
             output_limit: config.limits.output.get(),
             tool_result_chars: config.limits.tool_result_chars.get(),

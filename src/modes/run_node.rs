@@ -2,7 +2,7 @@
 //! run the mode within its time, shape the output. What a mode does is its own file's.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, LazyCell};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,11 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use crate::domain::blob::BlobRef;
 use crate::domain::cancel::{CANCELLED_STATUS, CancelOrder, CancelScope};
 use crate::domain::event::EventType;
 use crate::domain::node::{Mode, NodeConfig};
-use crate::domain::outcome::{Category, Failure, Outcome, Report, Resumed};
+use crate::domain::outcome::{Category, Failure, Outcome, Parking, Report, Resumed};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::work::{Delivery, WorkItem};
 use crate::failpoint::{self, Point};
@@ -30,9 +31,12 @@ use crate::modes::scope::{MAX_DEPTH, Scope, measure};
 use crate::modes::step::until_answered;
 use crate::modes::template::{TemplateError, ValueTemplate};
 use crate::modes::tool::{self, ToolPlan, ToolTask};
+use crate::modes::waits::Stillness;
 use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
 use crate::retry::RetryPolicy;
 
+/// Bytes of stored outputs that one node can read.
+const LARGEST_INPUT: u64 = 64 << 20;
 /// The longest limit of time; a sum with a longer one might not be a moment any more.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -54,6 +58,7 @@ pub async fn run_node<P: Ports>(
         // A result that is there is used, whatever happened in the same moment.
         biased;
         result = run.execute() => result.unwrap_or_else(failed),
+        still = ledger.waits.all_still() => run.parked(still),
         reason = cancel.cancelled() => cancelled(reason, cancel, delivery),
     };
     let outcome = match outcome {
@@ -120,6 +125,7 @@ impl<P: Ports> NodeRun<'_, P> {
             None => Cow::Owned(config.ok_or_else(|| missing_config(item))?),
         };
         failpoint::reach(Point::AfterStateLoad);
+        self.in_time()?;
         let plan = match planned {
             Some(plan) => plan?,
             None => {
@@ -129,16 +135,49 @@ impl<P: Ports> NodeRun<'_, P> {
             }
         };
         self.mode.set(Some(plan.mode()));
-        let used = earlier.started_at().map_or(Duration::ZERO, since);
+        // What was waited outside of a slot, and what other workers took, is a part of the node's time.
+        let used = earlier.started_at().into_iter().chain(self.delivery.meta.since).min().map_or(Duration::ZERO, since);
         let deadline = Deadline::of(self.start, used, item, plan.time_limit, self.settings.node_timeout)?;
         self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
         let work = self.work(plan, snapshot, deadline.at, &config, earlier);
         match timeout_at(deadline.at, work).await {
             // Clients end a call at the node's time themselves, a moment before it: that is no trouble of theirs.
-            Ok(Err(failure)) if failure.category == Category::Retriable && deadline.is_up() => Err(deadline.failure()),
+            Ok(Err(failure))
+                if deadline.is_up() && (failure.category == Category::Retriable || failure.code == "timeout") =>
+            {
+                Err(deadline.failure())
+            }
             Ok(result) => result,
             Err(_) => Err(deadline.failure()),
         }
+    }
+
+    /// Whether the item did not wait too long for its first start.
+    fn in_time(&self) -> Result<(), Failure> {
+        let Delivery { entry, token, meta, .. } = &**self.delivery;
+        let first = token.deliveries == 1 && meta.since.is_none();
+        let (Some(limit), Some(added), true) = (self.settings.queue_age, entry.millis(), first) else { return Ok(()) };
+        let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0);
+        let age = Duration::from_millis(now.saturating_sub(added)).saturating_sub(self.start.elapsed());
+        if age <= limit {
+            return Ok(());
+        }
+        let (age, limit) = (humantime::format_duration(age), humantime::format_duration(limit));
+        let message = format!(
+            "the item waited {age} in the stream, `limits.queue_age` allows {limit}; add workers or send it again"
+        );
+        Err(Failure::permanent("queue_timeout", message))
+    }
+
+    /// The end of a run that goes on after a wait.
+    fn parked(&self, still: Stillness) -> Outcome {
+        let Stillness { until, failure, waits } = still;
+        let attempt = waits.values().copied().max().unwrap_or_default() + 1;
+        let pause_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
+        let told = json!({ "waiting_ms": pause_ms, "code": failure.code, "attempt": attempt });
+        self.ports.events().progress(self.delivery, EventType::NodeProgress, told);
+        let since = self.delivery.meta.since.unwrap_or(self.started_at);
+        Outcome::Parked(Box::new(Parking { until: until.into_std(), failure, waits, since }))
     }
 
     /// Reads a configuration; what can be wrong with it by itself is found here, before anything is spent.
@@ -176,6 +215,8 @@ impl<P: Ports> NodeRun<'_, P> {
         earlier: Earlier,
     ) -> Result<Outcome, Failure> {
         let policy = plan.policy;
+        let mut snapshot = self.completed(snapshot);
+        self.fetch_large(&plan, &mut snapshot).await?;
         let (task, output_mapping) = match self.put_in(plan, snapshot) {
             Ok(rendered) => rendered,
             Err((error, inputs)) => return Err(self.explain(error, inputs).await),
@@ -199,9 +240,34 @@ impl<P: Ports> NodeRun<'_, P> {
         finished(&output, &output_mapping, self.settings.output_limit)
     }
 
+    /// Fetches the outputs that templates name and that are stored by themselves.
+    async fn fetch_large(&self, plan: &Plan, snapshot: &mut Snapshot) -> Result<(), Failure> {
+        let graph = &self.delivery.item.graph_id;
+        let names = LazyCell::new(|| plan.names().wanted(&self.delivery.item));
+        let mut total = 0_u64;
+        for (id, node) in &mut snapshot.nodes {
+            let Some(blob) = node.output.as_deref().and_then(BlobRef::of_raw) else { continue };
+            if !names.all_nodes && !names.nodes.contains(id) {
+                continue;
+            }
+            total = total.saturating_add(blob.bytes);
+            if total > LARGEST_INPUT {
+                return Err(Failure::validation(
+                    "blobs_too_large",
+                    format!("the templates name stored outputs of more than {LARGEST_INPUT} bytes; name fewer nodes"),
+                ));
+            }
+            let found = self.store_step(|| self.ports.store().blob(graph, id, &blob)).await?;
+            if found.is_some() {
+                node.output = found;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the values into all templates; an error comes with the names of the inputs that exist.
     fn put_in(&self, plan: Plan, snapshot: Snapshot) -> Result<(Task, OutputMapping), (TemplateError, Vec<String>)> {
-        let mut scope = self.scope(snapshot);
+        let mut scope = Scope::new(snapshot.inputs, snapshot.nodes, self.settings.output_limit);
         let rendered = ValueTemplate::object(&plan.input_mapping, &scope).and_then(|mapped| {
             scope.lay_over(mapped);
             plan.work.render(&scope)
@@ -213,7 +279,7 @@ impl<P: Ports> NodeRun<'_, P> {
     }
 
     /// The state with the item's inputs laid over it, and its node states where the state has none.
-    fn scope(&self, snapshot: Snapshot) -> Scope {
+    fn completed(&self, snapshot: Snapshot) -> Snapshot {
         let item = &self.delivery.item;
         let Snapshot { mut inputs, mut nodes } = snapshot;
         if let Some(brought) = &item.inputs {
@@ -226,7 +292,7 @@ impl<P: Ports> NodeRun<'_, P> {
                 nodes.insert(id.clone(), view);
             }
         }
-        Scope::new(inputs, nodes, self.settings.output_limit)
+        Snapshot { inputs, nodes }
     }
 
     async fn explain(&self, error: TemplateError, inputs: Vec<String>) -> Failure {

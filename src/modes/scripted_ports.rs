@@ -1,17 +1,18 @@
 //! Ports that follow a script and remember what they were asked, for the tests of the modes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::pending;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::config::{AgentConfig, Config};
+use crate::domain::blob::BlobRef;
 use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
@@ -131,6 +132,9 @@ pub struct Script {
     store_failures: RefCell<VecDeque<Failure>>,
     /// What was asked of the store.
     pub wanted: RefCell<Vec<Wanted>>,
+    blobs: HashMap<String, Option<Value>>,
+    /// Nodes whose large outputs were fetched.
+    pub fetched: RefCell<Vec<String>>,
 }
 
 impl Script {
@@ -189,6 +193,12 @@ impl Script {
     /// Lets the first appends be answered like this.
     pub fn appends(self, answers: impl IntoIterator<Item = Result<Appended, Failure>>) -> Self {
         self.journal.answers.borrow_mut().extend(answers);
+        self
+    }
+
+    /// Stores a large output; without one the key is somebody else's.
+    pub fn blob(mut self, key: &str, value: Option<Value>) -> Self {
+        self.blobs.insert(key.to_owned(), value);
         self
     }
 
@@ -340,6 +350,14 @@ impl Store for Script {
         Ok(self.snapshot(wanted))
     }
 
+    async fn blob(&self, _: &GraphId, node: &str, blob: &BlobRef) -> Result<Option<Box<RawValue>>, Failure> {
+        self.fetched.borrow_mut().push(node.to_owned());
+        match self.blobs.get(&blob.key) {
+            Some(value) => Ok(value.as_ref().map(|value| to_raw_value(value).expect("JSON"))),
+            None => Err(Failure::validation("blob_missing", "it is gone")),
+        }
+    }
+
     async fn node_ids(&self, _: &GraphId) -> Result<Vec<String>, Failure> {
         Ok(self.nodes.as_object().expect("nodes are an object").keys().cloned().collect())
     }
@@ -413,7 +431,10 @@ pub fn settings() -> ModeSettings {
             initial: Duration::from_millis(500),
             max: Duration::from_secs(30),
         },
+        park_after: None,
         node_timeout: Duration::from_secs(60),
+        attempt_timeout: None,
+        queue_age: None,
         agent: AgentConfig {
             max_iterations: NonZeroU32::new(10).expect("10 is not zero"),
             max_tool_calls: 50,

@@ -17,23 +17,48 @@ const SHORTEST_ASKED: Duration = Duration::from_millis(100);
 const STORE_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_STORE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Does a step until it succeeds, fails for good, has used up its attempts, or could only go on after `deadline`.
-/// Returns what it gave with the number of attempts that counted.
-pub async fn step<T, F, Op>(
-    name: &'static str,
-    policy: &RetryPolicy,
-    deadline: Instant,
-    mut operation: F,
-) -> Result<(T, u32), Failure>
+/// How patiently one step is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// How often, and how long between the tries.
+    pub policy: RetryPolicy,
+    /// The moment after which no try is begun.
+    pub deadline: Instant,
+    /// Attempts that were used up before the node was parked in this step.
+    pub made: u32,
+    /// The longest wait that is worth holding a slot for; without it every wait is.
+    pub park_after: Option<Duration>,
+}
+
+/// Why a step gave nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Halt {
+    /// It failed for good.
+    Failed(Failure),
+    /// It can go on after a wait that is too long to hold a slot for.
+    Parked {
+        /// The moment it can go on.
+        until: Instant,
+        /// Attempts that are used up by then.
+        made: u32,
+        /// What is waited out.
+        failure: Failure,
+    },
+}
+
+/// Does a step until it succeeds, fails for good, has used up its attempts, or could only go on after the deadline or
+/// a long wait. Returns what it gave with the number of attempts that counted.
+pub async fn step<T, F, Op>(name: &'static str, patience: &Patience, mut operation: F) -> Result<(T, u32), Halt>
 where
     F: FnMut() -> Op,
     Op: Future<Output = Result<T, Failure>>,
 {
-    let mut attempt = 1;
+    let Patience { policy, deadline, made, park_after } = patience;
+    let mut attempt = made.saturating_add(1);
     loop {
         let failure = match operation().await {
             Ok(value) => return Ok((value, attempt)),
-            Err(failure) => failure,
+            Err(failure) => Failure { attempts: attempt, ..failure },
         };
         let retry = match failure.retry() {
             Retry::After(Some(asked)) if asked < SHORTEST_ASKED => Retry::After(None),
@@ -41,11 +66,14 @@ where
         };
         let (pause, counted) = match policy.next(attempt, retry, fastrand::f64()) {
             Next::Wait { pause, counted } => (pause, counted),
-            Next::GiveUp => return Err(Failure { attempts: attempt, ..failure }),
+            Next::GiveUp => return Err(Halt::Failed(failure)),
         };
-        let fits = Instant::now().checked_add(pause).is_some_and(|then| then < deadline);
-        if !fits {
-            return Err(Failure { attempts: attempt, ..failure });
+        let Some(until) = Instant::now().checked_add(pause).filter(|then| then < deadline) else {
+            return Err(Halt::Failed(failure));
+        };
+        let made = attempt - u32::from(!counted);
+        if park_after.is_some_and(|longest| pause > longest) {
+            return Err(Halt::Parked { until, made, failure });
         }
         tracing::info!(
             step = name,
@@ -55,8 +83,8 @@ where
             pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
             "step failed, trying again"
         );
-        tokio::time::sleep(pause).await;
-        attempt += u32::from(counted);
+        tokio::time::sleep_until(until).await;
+        attempt = made.saturating_add(1);
     }
 }
 
@@ -97,11 +125,28 @@ mod tests {
         }
     }
 
+    fn patience(limit: Duration) -> Patience {
+        Patience { policy: policy(), deadline: Instant::now() + limit, made: 0, park_after: None }
+    }
+
     /// Runs a step whose first `failures` tries fail; gives the result, the tries and the time it took.
     async fn run(failures: u32, failure: Failure, limit: Duration) -> (Result<((), u32), Failure>, u32, Duration) {
+        let (result, tries, took) = run_with(failures, failure, &patience(limit)).await;
+        let result = result.map_err(|halt| match halt {
+            Halt::Failed(failure) => failure,
+            parked @ Halt::Parked { .. } => panic!("nobody may park here: {parked:?}"),
+        });
+        (result, tries, took)
+    }
+
+    async fn run_with(
+        failures: u32,
+        failure: Failure,
+        patience: &Patience,
+    ) -> (Result<((), u32), Halt>, u32, Duration) {
         let tries = Cell::new(0);
         let start = Instant::now();
-        let result = step("test", &policy(), start + limit, || {
+        let result = step("test", patience, || {
             tries.set(tries.get() + 1);
             let result = if tries.get() > failures { Ok(()) } else { Err(failure.clone()) };
             async move { result }
@@ -141,6 +186,46 @@ mod tests {
         let (result, tries, took) = run(8, limited, LONG).await;
         assert_eq!((result, tries), (Ok(((), 1)), 9));
         assert!(took >= asked * 8 && took <= asked.mul_f64(8.8), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_wait_parks_the_node_and_says_what_was_used_up() {
+        let asked = Duration::from_secs(30);
+        let limited = Failure::retriable("rate_limited", "slow down").with_retry_after(Some(asked));
+        let parking = Patience { park_after: Some(Duration::from_secs(5)), ..patience(LONG) };
+        for made in [0, 2] {
+            let start = Instant::now();
+            let (result, tries, took) = run_with(1, limited.clone(), &Patience { made, ..parking }).await;
+            let Err(Halt::Parked { until, made: used, failure }) = result else { panic!("it is parked: {result:?}") };
+            assert_eq!((tries, took, used), (1, Duration::ZERO, made), "an asked wait uses up nothing");
+            assert!(until >= start + asked && until <= start + asked.mul_f64(1.1));
+            assert_eq!((failure.code.as_ref(), failure.attempts), ("rate_limited", made + 1));
+        }
+        let short = limited.clone().with_retry_after(Some(Duration::from_secs(4)));
+        let (result, tries, took) = run_with(1, short, &parking).await;
+        assert_eq!((result, tries), (Ok(((), 1)), 2));
+        assert!(took >= Duration::from_secs(4), "a short wait holds the slot");
+        let (result, ..) = run_with(1, limited, &Patience { deadline: Instant::now() + asked, ..parking }).await;
+        assert!(matches!(result, Err(Halt::Failed(_))), "what is due after the deadline fails at once: {result:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_of_our_own_that_parks_uses_up_its_attempt_and_the_limit_holds_afterwards() {
+        let slow = RetryPolicy { initial: Duration::from_secs(3600), max: Duration::from_secs(3600), ..policy() };
+        let parking = Patience { policy: slow, park_after: Some(Duration::ZERO), ..patience(LONG * 100) };
+        let busy = || Failure::retriable("busy", "busy");
+        let mut made = 0;
+        for round in 1..=2 {
+            let (result, tries, _) = run_with(1, busy(), &Patience { made, ..parking }).await;
+            let Err(Halt::Parked { made: used, .. }) = result else { panic!("it is parked: {result:?}") };
+            assert_eq!((used, tries), (round, 1));
+            made = used;
+        }
+        let (result, ..) = run_with(1, busy(), &Patience { made, ..parking }).await;
+        let Err(Halt::Failed(failure)) = result else { panic!("the third attempt is the last: {result:?}") };
+        assert_eq!(failure.attempts, 3);
+        let (result, ..) = run_with(0, busy(), &Patience { made, ..parking }).await;
+        assert_eq!(result, Ok(((), 3)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -108,7 +108,7 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         Some(CallRecord::Ended(End::Answered(output))) => return value(&task.name, output),
         Some(CallRecord::Ended(End::Failed(failure))) => return Err(failure),
         Some(CallRecord::Ended(End::Unknown(_))) => return Err(mismatch("it is the journal of an agent")),
-        Some(CallRecord::Begun(start)) => match execution.unknown_outcome(&start) {
+        Some(CallRecord::Begun(start)) => match execution.unknown_outcome(CALL, &start) {
             UnknownOutcome::Retry => Some(start),
             // There is no model that could be asked.
             UnknownOutcome::AskModel | UnknownOutcome::Fail => return Err(unknown::failure(&start.target())),
@@ -124,13 +124,14 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         None => params,
         Some(extract) => extracted(execution, spec, extract, params).await?,
     };
+    let class = begun.as_ref().map_or_else(|| execution.class(spec, &arguments), |start| start.class);
     let journaled = match begun {
         // The same key with other arguments would be answered with the result of the first.
         Some(start) if start.arguments != digest_of(&arguments) || start.target() != spec.target => {
             return Err(mismatch("the tool or its arguments have changed since the call was begun"));
         }
         Some(_) => true,
-        None => match execution.class(spec, &arguments) {
+        None => match class {
             // A call that may be made again needs no protection.
             Class::Safe => {
                 execution.ledger.spent.borrow_mut().tool_calls += 1;
@@ -142,7 +143,7 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
             }
         },
     };
-    let answer = execution.call_tool(CALL, &spec.target, arguments).await;
+    let answer = execution.call_tool(CALL, &spec.target, arguments, class).await;
     if journaled {
         let end = answer.clone().map_or_else(End::Failed, End::Answered);
         execution.logbook.ended(CALL, &end).await?;

@@ -8,7 +8,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use crate::config::UnknownOutcome;
-use crate::domain::journal::{CallId, CallRecord, End};
+use crate::domain::journal::{CallId, CallRecord, Class, End};
 use crate::domain::message::{ToolResult, ToolUse, text_block};
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
@@ -81,14 +81,14 @@ impl Toolbox {
         tool_use: ToolUse,
     ) -> Result<ToolResult, Failure> {
         let ToolUse { id, name, input } = tool_use;
+        // A node that has to wait for long is not ended before the other calls are on record.
+        let _busy = execution.ledger.waits.busy();
         let end = match execution.logbook.call(call)? {
             Some(CallRecord::Ended(end)) => return result(id, end),
             Some(CallRecord::Begun(start)) => {
                 let target = start.target();
-                let outcome = execution.unknown_outcome(&start);
-                tracing::warn!(tool = %target, ?outcome, "a worker ended during this call, its outcome is unknown");
-                match outcome {
-                    UnknownOutcome::Retry => answer(execution, call, &target, input).await,
+                match execution.unknown_outcome(call, &start) {
+                    UnknownOutcome::Retry => answer(execution, call, &target, input, start.class).await,
                     UnknownOutcome::AskModel => End::Unknown(told(unknown::words(&target))),
                     UnknownOutcome::Fail => return Err(unknown::failure(&target)),
                 }
@@ -97,7 +97,7 @@ impl Toolbox {
                 Ok(spec) => {
                     let class = execution.class(spec, &input);
                     execution.begin_call(call, &spec.target, &input, class).await?;
-                    answer(execution, call, &spec.target, input).await
+                    answer(execution, call, &spec.target, input, class).await
                 }
                 Err(words) => End::Answered(told(words)),
             },
@@ -108,8 +108,14 @@ impl Toolbox {
 }
 
 /// Makes the call and shapes its answer for the model.
-async fn answer<P: Ports>(execution: &Execution<'_, P>, call: CallId, target: &ToolTarget, input: Arguments) -> End {
-    End::Answered(match execution.call_tool(call, target, input).await {
+async fn answer<P: Ports>(
+    execution: &Execution<'_, P>,
+    call: CallId,
+    target: &ToolTarget,
+    input: Arguments,
+    class: Class,
+) -> End {
+    End::Answered(match execution.call_tool(call, target, input, class).await {
         Ok(output) => {
             let is_error = output.is_error;
             let content = shortened(output.into_blocks(), execution.settings.tool_result_chars);

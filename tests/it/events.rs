@@ -125,7 +125,7 @@ async fn ids_may_have_any_character_but_control_characters() {
 #[tokio::test]
 async fn large_items_and_large_outputs_come_through_whole() {
     let bed = Bed::new().await;
-    let _worker = bed.worker("w1").start().ready().await;
+    let _worker = bed.worker("w1").set("limits.inline_output", "8388608").start().ready().await;
     let rows: Vec<Value> = (0..9000).map(|at| json!({"id": at, "text": "x".repeat(80), "exact": 0.1})).collect();
     let item = |node: &str, config: Value| json!({"graph_id": "g", "node_id": node, "config": config, "inputs": {"rows": rows}});
     let all = json!({"tool_name": "json_query", "tool_params": {"data": "{{ rows }}", "expression": "@"}});

@@ -1,21 +1,24 @@
 //! Every server-side script with its every answer, against a real Redis: streams, leases, state, settling.
 
+mod blobs;
 mod cancel;
 mod dead_letters;
 mod events;
 mod journal;
 mod lease;
 mod open;
+mod parking;
 mod republish;
 mod settle;
 mod stream;
 mod trouble;
+mod upkeep;
 
 use std::sync::Arc;
 
 use da_node_executor::clients::redis::{
-    JournalWriter, Keys, Leases, Letter, Link, RawEntry, RedisError, Settled, Settlement, Settler, StateStore,
-    Takeover, WorkStreams,
+    Blobs, JournalWriter, Keys, Leases, Letter, Link, ParkingLot, RawEntry, RedisError, Settled, Settlement, Settler,
+    StateStore, Takeover, Upkeep, WorkStreams,
 };
 use da_node_executor::config::{Config, RedisConfig, StateConfig, WorkConfig};
 use da_node_executor::domain::event::{EventType, terminal_event_id};
@@ -49,6 +52,9 @@ struct Worker {
     store: StateStore,
     journal: JournalWriter,
     settler: Settler,
+    parking: ParkingLot,
+    blobs: Blobs,
+    upkeep: Upkeep,
 }
 
 impl World {
@@ -79,10 +85,13 @@ impl World {
         let lease = Config::default().lease.duration;
         Worker {
             streams: WorkStreams::new(&self.redis, &self.work, keys(), Arc::clone(&consumer)).expect("an address"),
-            leases: Leases::new(link.clone(), keys(), GROUP, consumer, lease, streams()),
+            leases: Leases::new(link.clone(), keys(), GROUP, Arc::clone(&consumer), lease, streams()),
             store: StateStore::new(link.clone(), keys(), &self.state, streams(), GROUP),
             journal: JournalWriter::new(link.clone(), keys(), &self.state, GROUP),
             settler: Settler::new(link.clone(), keys(), &self.state, streams(), GROUP),
+            blobs: Blobs::new(link.clone(), keys(), &self.state),
+            upkeep: Upkeep::new(link.clone(), keys(), GROUP, consumer),
+            parking: ParkingLot::new(link.clone(), keys(), &self.state, streams(), GROUP),
         }
     }
 
@@ -213,6 +222,7 @@ fn settlement(delivery: &Arc<Delivery>) -> Settlement {
         node_state_json: format!(r#"{{"node_id":"{}","status":"completed","output":1}}"#, delivery.item.node_id),
         write_state: true,
         letter: None,
+        blob: None,
     }
 }
 

@@ -52,7 +52,9 @@ async fn what_runs_and_who_runs_it_is_told() {
     gate.arrived("a", 1).await;
     gate.arrived("b", 1).await;
     bed.ask::<()>(&["XADD", &bed.letters(), "*", "reason", "poison"]).await;
-    bed.ask::<()>(&["ZADD", &bed.key(&format!("parked:{}", bed.stream)), "1", "1-0"]).await;
+    bed.ask::<()>(&["ZADD", &bed.key(&format!("parked:{}", bed.stream)), "4102444800000", "1-0"]).await;
+    let bodies = bed.key(&format!("parked-bodies:{}", bed.stream));
+    bed.ask::<()>(&["HSET", &bodies, "1-0", "{}", "1-0:meta", "{}", "1-0:run", "g\nd\nr"]).await;
     let seen = eventually("the worker is in the registry", async || {
         Some(status(&bed).await).filter(|seen| seen["workers"][0].is_object())
     })

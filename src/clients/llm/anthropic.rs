@@ -148,7 +148,12 @@ impl AnthropicClient {
     ) -> Result<Vec<u8>, LlmError> {
         let mut body = Vec::new();
         loop {
-            let chunk = response.chunk().await.map_err(|error| self.sending(error, limit, request_id.clone()))?;
+            // Only an answer that has begun can stall: a model says nothing at all while it thinks.
+            let chunk = tokio::time::timeout(self.config.stall_timeout, response.chunk()).await.map_err(|_| {
+                let (provider, limit) = (self.name.clone(), self.config.stall_timeout);
+                LlmError::Stalled { provider, limit, request_id: request_id.clone() }
+            })?;
+            let chunk = chunk.map_err(|error| self.sending(error, limit, request_id.clone()))?;
             let Some(chunk) = chunk else { return Ok(body) };
             if body.len() + chunk.len() > cap {
                 let request_id = request_id.clone();

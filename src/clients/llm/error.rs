@@ -46,6 +46,20 @@ pub enum LlmError {
         /// The time it had: its `timeout`, or what was left of the node's.
         limit: Duration,
     },
+    /// The answer began and then went quiet.
+    #[error(
+        "the answer of the model provider `{provider}` went quiet for {}{}",
+        humantime::format_duration(*.limit),
+        named(.request_id)
+    )]
+    Stalled {
+        /// The provider by its configured name.
+        provider: String,
+        /// Its `stall_timeout`.
+        limit: Duration,
+        /// The provider's id of the request.
+        request_id: Option<String>,
+    },
     /// The connection broke after the request was sent.
     #[error("the connection to the model provider `{provider}` broke: {}{}", root(.source), named(.request_id))]
     Interrupted {
@@ -91,7 +105,9 @@ impl LlmError {
             Self::Config { .. } | Self::NotConfigured { .. } | Self::TooLarge { .. } | Self::Malformed { .. } => {
                 Retry::Never
             }
-            Self::Connect { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => Retry::After(None),
+            Self::Connect { .. } | Self::TimedOut { .. } | Self::Stalled { .. } | Self::Interrupted { .. } => {
+                Retry::After(None)
+            }
             Self::Status(error) => error.retry(),
         }
     }
@@ -103,6 +119,7 @@ impl LlmError {
             Self::NotConfigured { .. } => "llm_not_configured",
             Self::Connect { .. } => "connect_failed",
             Self::TimedOut { .. } => "llm_timeout",
+            Self::Stalled { .. } => "llm_stalled",
             Self::Interrupted { .. } => "connection_lost",
             Self::Status(error) => error.class().code(),
             Self::TooLarge { .. } => "response_too_large",
@@ -114,7 +131,8 @@ impl LlmError {
     pub fn request_id(&self) -> Option<&str> {
         match self {
             Self::Config { .. } | Self::NotConfigured { .. } | Self::Connect { .. } | Self::TimedOut { .. } => None,
-            Self::Interrupted { request_id, .. }
+            Self::Stalled { request_id, .. }
+            | Self::Interrupted { request_id, .. }
             | Self::TooLarge { request_id, .. }
             | Self::Malformed { request_id, .. } => request_id.as_deref(),
             Self::Status(error) => error.request_id.as_deref(),
@@ -129,6 +147,7 @@ impl From<LlmError> for Failure {
             LlmError::Status(error) => error.class().lasting_category(),
             LlmError::Connect { .. }
             | LlmError::TimedOut { .. }
+            | LlmError::Stalled { .. }
             | LlmError::Interrupted { .. }
             | LlmError::TooLarge { .. }
             | LlmError::Malformed { .. } => Category::Permanent,

@@ -244,6 +244,39 @@ async fn an_answer_that_breaks_off_may_be_asked_for_again() {
 }
 
 #[tokio::test]
+async fn an_answer_that_goes_quiet_is_given_up_and_may_be_asked_for_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let config = ProviderConfig {
+        stall_timeout: Duration::from_millis(300),
+        ..provider(&format!("http://{}", listener.local_addr().expect("bound")))
+    };
+    let serve = async {
+        let (mut socket, _) = listener.accept().await.expect("a client");
+        let mut request = [0; 4096];
+        let _ = socket.read(&mut request).await;
+        // A silence before the answer is a model that thinks.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let head = "HTTP/1.1 200 OK\r\nrequest-id: req_6\r\ncontent-length: 1000\r\n\r\n";
+        socket.write_all(head.as_bytes()).await.expect("written");
+        for _ in 0..4 {
+            socket.write_all(b" ").await.expect("written");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let client = client(&config);
+    let call = request("x");
+    let error = tokio::select! {
+        answer = client.complete(&call) => answer.expect_err("it went quiet"),
+        () = serve => unreachable!("the server never ends"),
+    };
+    assert_eq!(error.request_id(), Some("req_6"));
+    let failure = Failure::from(error);
+    assert_eq!((failure.code.as_ref(), failure.retry()), ("llm_stalled", Retry::After(None)));
+    assert!(failure.message.contains("300ms") && failure.message.contains("req_6"), "{}", failure.message);
+}
+
+#[tokio::test]
 async fn an_error_whose_body_breaks_off_keeps_its_status() {
     let head = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 3\r\ncontent-length: 1000\r\n\r\n{\"ty";
     let url = raw_server(head, Vec::new(), 0).await;

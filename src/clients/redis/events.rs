@@ -60,6 +60,19 @@ impl EventLog {
         self.link.pipeline(&pipeline).await?.into_iter().find_map(Result::err).map_or(Ok(()), Err)
     }
 
+    /// The length of the longest terminal stream.
+    pub async fn longest(&self) -> Result<u64, RedisError> {
+        let mut pipeline = Pipeline::with_capacity(TERMINAL.len());
+        for kind in TERMINAL {
+            pipeline.cmd("XLEN").arg(self.keys.events(kind));
+        }
+        let mut longest = 0;
+        for length in self.link.pipeline(&pipeline).await? {
+            longest = longest.max(reply::number(&length?).ok_or(RedisError::Unexpected { what: "a length" })?);
+        }
+        Ok(longest)
+    }
+
     /// Trims terminal streams: behind what every consumer group has acknowledged, and to approximately `maxlen`
     /// entries where no group reads. Gives the number of entries that went.
     pub async fn trim_unread(&self, maxlen: usize) -> Result<u64, RedisError> {

@@ -63,7 +63,14 @@ impl JournalWriter {
             (Word::Lost, _) => Ok(Appended::Lost),
             (Word::WrongType, rest) => Err(RedisError::WrongType { key: Some(reply::key(rest)) }),
             (
-                Word::Gone | Word::Again | Word::Duplicate | Word::Conflict | Word::Hash | Word::Text | Word::Missing,
+                Word::Gone
+                | Word::Again
+                | Word::Duplicate
+                | Word::Conflict
+                | Word::Hash
+                | Word::Text
+                | Word::Missing
+                | Word::Unstaged,
                 _,
             ) => Err(RedisError::Unexpected { what }),
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::domain::event::EventType;
 use crate::domain::ids::{GraphId, NodeId, RunId};
+use crate::domain::work::Delivery;
 
 /// Builds key names that begin with `state.prefix`.
 #[derive(Debug, Clone)]
@@ -37,14 +38,40 @@ impl Keys {
         format!("{}journal:{graph}:{node}:{run}", self.prefix)
     }
 
+    /// A large output.
+    pub fn blob(&self, graph: &GraphId, node: &NodeId, run: &RunId) -> String {
+        format!("{}{run}", self.blobs_of(graph, node))
+    }
+
+    /// What the keys of all large outputs of a node begin with.
+    pub fn blobs_of(&self, graph: &GraphId, node: &NodeId) -> String {
+        format!("{}blob:{graph}:{node}:", self.prefix)
+    }
+
+    /// Where one owner of an entry puts its large output until it settles.
+    pub fn staged(&self, delivery: &Delivery) -> String {
+        let Delivery { work_id, token, .. } = delivery;
+        format!("{}staged:{work_id}:{}:{}", self.prefix, token.consumer, token.deliveries)
+    }
+
+    /// When which large output is looked at again.
+    pub fn blobs(&self) -> String {
+        self.join("blobs", "")
+    }
+
     /// The graph's order to stop.
     pub fn cancel(&self, graph: &GraphId) -> String {
         self.join("cancel:", graph.as_str())
     }
 
-    /// Bodies of work that waits outside of the stream.
+    /// When work that waits outside of the stream is due.
     pub fn parked(&self, stream: &str) -> String {
         self.join("parked:", stream)
+    }
+
+    /// The bodies of that work.
+    pub fn parked_bodies(&self, stream: &str) -> String {
+        self.join("parked-bodies:", stream)
     }
 
     /// How many processes died with each pending entry of a stream.
@@ -89,8 +116,11 @@ mod tests {
         assert_eq!(keys.state(&graph), "dago:state:g");
         assert_eq!(keys.done(&graph), "dago:done:g");
         assert_eq!(keys.journal(&graph, &node, &run), "dago:journal:g:n:r");
+        assert_eq!(keys.blob(&graph, &node, &run), "dago:blob:g:n:r");
+        assert_eq!(keys.blobs(), "dago:blobs");
         assert_eq!(keys.cancel(&graph), "dago:cancel:g");
         assert_eq!(keys.parked("executor.work"), "dago:parked:executor.work");
+        assert_eq!(keys.parked_bodies("executor.work"), "dago:parked-bodies:executor.work");
         assert_eq!(keys.crashes("executor.work"), "dago:crashes:executor.work");
         assert_eq!(keys.events(EventType::NodeCompleted), "dago:events:node.completed");
         assert_eq!(keys.worker("w"), "dago:workers:w");

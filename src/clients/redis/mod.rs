@@ -3,6 +3,7 @@
 //! Every write that matters is a server-side script that first checks the ownership token, a pair of consumer name
 //! and delivery count; see `scripts/owned.lua`. JSON is never decoded in a script, and every key stands in KEYS.
 
+mod blob;
 mod cancel;
 mod creation;
 mod dead_letters;
@@ -19,6 +20,7 @@ mod letter;
 mod link;
 mod members;
 mod overview;
+mod parking;
 mod reconcile;
 mod record;
 mod registry;
@@ -28,7 +30,9 @@ mod server;
 mod settle;
 mod state;
 mod stream;
+mod upkeep;
 
+pub use blob::{BlobError, Blobs};
 pub use cancel::{CancelOrders, CancelWatch};
 pub use dead_letters::{DeadLetter, DeadLetters, Pages, Redriven, Span};
 pub use ending::settled_by;
@@ -41,9 +45,11 @@ pub use lease::{Held, Leases, RELEASED, Renewal, Takeover};
 pub use letter::{LETTER_BYTES, Letter};
 pub use link::Link;
 pub use overview::{Holder, StreamOverview, overview, registered};
+pub use parking::{Moved, ParkingLot};
 pub use reconcile::{NodeStates, Reconciler};
 pub use registry::WorkerRegistry;
 pub use server::{ServerFacts, ServerIdentity, StreamStats, identity, now_millis, preflight, stream_stats, submit};
 pub use settle::{Settled, Settlement, Settler};
 pub use state::{StateError, StateForm, StateStore};
 pub use stream::{RawEntry, WorkStreams};
+pub use upkeep::{Mended, Upkeep};

@@ -5,11 +5,12 @@
 //! | state | value |
 //! |---|---|
 //! | running | `"r\n{work_id}\n{stream}\n{entry}"` |
-//! | parked | `"p\n{work_id}"`, reserved: the work waits outside of the stream |
+//! | parked | `"p\n{work_id}\n{consumer}\n{deliveries}"`: the work waits outside of the stream |
 //! | done | `"d\n{work_id}\n{consumer}\n{deliveries}\n{event_id}"` |
 //!
-//! Field `"seq"` (no run bears this name, for a run's field has a line break) counts the graph's terminal events.
-//! The hash expires as the state does: prolonged at each write, never shortened.
+//! Fields that are no runs have no line break in their names: `"seq"` counts the graph's terminal events, `"held"` its
+//! parked runs, and `"kept"` has the ms that the state had to live before the first of them.
+//! The hash expires as the state does: prolonged at each write, never shortened, and not at all while a run is parked.
 
 use std::borrow::Cow;
 
@@ -24,6 +25,11 @@ pub(super) fn field(node: &NodeId, run: &RunId) -> String {
 /// The value of a run that this delivery has.
 pub(super) fn running(delivery: &Delivery) -> String {
     format!("r\n{}\n{}\n{}", line(&delivery.work_id), delivery.stream, delivery.entry)
+}
+
+/// The value of a run that this delivery parks.
+pub(super) fn parked(delivery: &Delivery) -> String {
+    format!("p\n{}\n{}\n{}", line(&delivery.work_id), delivery.token.consumer, delivery.token.deliveries)
 }
 
 /// The value of a run whose terminal event went out.

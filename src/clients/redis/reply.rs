@@ -72,6 +72,7 @@ pub(super) fn word(value: Value, what: &'static str) -> Result<(Word, Option<Vec
         b"hash" => Word::Hash,
         b"string" => Word::Text,
         b"none" => Word::Missing,
+        b"unstaged" => Word::Unstaged,
         _ => return Err(unexpected()),
     };
     Ok((word, rest))
@@ -100,6 +101,8 @@ pub(super) enum Word {
     Text,
     /// There is no state.
     Missing,
+    /// The output that was to be moved is not there.
+    Unstaged,
 }
 
 /// The key that a `wrongtype` answer names.

@@ -6,8 +6,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::Cmd;
+use serde_json::value::RawValue;
 use tokio::sync::Mutex;
 
+use crate::clients::redis::blob::Blobs;
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
 use crate::clients::redis::letter::Letter;
@@ -64,6 +66,8 @@ pub struct Settlement {
     pub write_state: bool,
     /// A dead letter that goes with it.
     pub letter: Option<Letter>,
+    /// The output that the texts only refer to; see [`super::Blobs::key`].
+    pub blob: Option<Box<RawValue>>,
 }
 
 /// What a settlement came to.
@@ -96,6 +100,7 @@ pub struct Settler {
     group: Arc<str>,
     ttl_ms: u64,
     streams: Arc<[Arc<str>]>,
+    blobs: Blobs,
     turns: Arc<[Mutex<()>]>,
     turn_timeout: Duration,
 }
@@ -110,12 +115,14 @@ impl Settler {
         group: &str,
     ) -> Self {
         let turn_timeout = link.command_timeout();
+        let blobs = Blobs::new(link.clone(), keys.clone(), state);
         Self {
             link,
             keys,
             group: Arc::from(group),
             ttl_ms: lease::millis(state.ttl),
             streams: streams.into_iter().collect(),
+            blobs,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
             turn_timeout,
         }
@@ -125,6 +132,17 @@ impl Settler {
     ///
     /// An entry that is not ours may be nobody's, because Redis lost its last writes: then it is ended all the same.
     pub async fn settle(&self, settlement: &Settlement) -> Result<Settled, RedisError> {
+        let Some(blob) = &settlement.blob else { return self.settle_staged(settlement).await };
+        self.blobs.stage(&settlement.delivery, blob.get()).await?;
+        let settled = self.settle_staged(settlement).await?;
+        if matches!(settled, Settled::Lost | Settled::Again) {
+            // Should this fail, what was staged goes by itself.
+            let _ = self.blobs.unstage(&settlement.delivery).await;
+        }
+        Ok(settled)
+    }
+
+    async fn settle_staged(&self, settlement: &Settlement) -> Result<Settled, RedisError> {
         match self.settle_by(&SETTLE, settlement).await? {
             Settled::Lost => self.settle_by(&SETTLE_UNCLAIMED, settlement).await,
             answer => Ok(answer),
@@ -188,14 +206,16 @@ impl Settler {
         let others = || self.streams.iter().filter(|stream| **stream != delivery.stream);
         let (old, new) = replace.unwrap_or_default();
         let bytes = settlement.event_json.len() + settlement.node_state_json.len() + old.len() + new.len() + 1024;
-        let mut call = script.call(7 + others().count(), bytes);
+        let mut call = script.call(9 + others().count(), bytes);
         call.arg(&*delivery.stream)
             .arg(self.keys.state(&item.graph_id))
             .arg(self.keys.done(&item.graph_id))
             .arg(self.keys.journal(&item.graph_id, &item.node_id, &item.run_id))
             .arg(self.keys.events(settlement.event))
             .arg(self.keys.crashes(&delivery.stream))
-            .arg(self.keys.dead(&delivery.stream));
+            .arg(self.keys.dead(&delivery.stream))
+            .arg(self.keys.staged(delivery))
+            .arg(self.blobs.key(delivery));
         for stream in others() {
             call.arg(&**stream);
         }
@@ -213,7 +233,7 @@ impl Settler {
         } else {
             call.arg("").arg("");
         }
-        call.arg(old).arg(new);
+        call.arg(old).arg(new).arg(u8::from(settlement.blob.is_some()));
         if let Some(letter) = &settlement.letter {
             letter.write(&mut call);
         }
@@ -228,14 +248,16 @@ impl Settler {
 }
 
 /// What the script said.
-enum Answer {
+pub(super) enum Answer {
+    /// What it came to.
     Settled(Settled),
     /// The graph's state is this document, and not the one that was compared.
     Document(Vec<u8>),
 }
 
 impl Answer {
-    fn settled(self) -> Settled {
+    /// What it came to; a document that keeps changing is a conflict.
+    pub(super) fn settled(self) -> Settled {
         match self {
             Self::Settled(settled) => settled,
             Self::Document(_) => Settled::Conflict,
@@ -243,7 +265,8 @@ impl Answer {
     }
 }
 
-fn answer(value: redis::Value) -> Result<Answer, RedisError> {
+/// What a script that ends or parks a run says.
+pub(super) fn answer(value: redis::Value) -> Result<Answer, RedisError> {
     let what = "a settlement";
     let (word, rest) = reply::word(value, what)?;
     Ok(Answer::Settled(match word {
@@ -254,6 +277,8 @@ fn answer(value: redis::Value) -> Result<Answer, RedisError> {
         Word::Lost => Settled::Lost,
         Word::Conflict => return rest.map(Answer::Document).ok_or(RedisError::Unexpected { what }),
         Word::WrongType => Settled::WrongType { key: reply::key(rest) },
+        // It went while it was settled: nothing was written, so the same can be asked again.
+        Word::Unstaged => Settled::Conflict,
         Word::Hash | Word::Text | Word::Missing => return Err(RedisError::Unexpected { what }),
     }))
 }

@@ -173,7 +173,7 @@ impl StateStore {
                     false => StateError::WrongType { key: wrong },
                 });
             }
-            (Word::Ok | Word::Gone | Word::Again | Word::Conflict, _) => {
+            (Word::Ok | Word::Gone | Word::Again | Word::Conflict | Word::Unstaged, _) => {
                 return Err(RedisError::Unexpected { what: "opening a run" }.into());
             }
         };

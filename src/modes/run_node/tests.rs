@@ -1,8 +1,10 @@
 //! The rules of one execution from delivery to report, one a test.
 
 use super::*;
-use crate::domain::tool::ToolOutput;
-use crate::modes::scripted_ports::{LlmAct, Script, code, delivery, failure, output, says, settings, text_output};
+use crate::domain::tool::{ToolHints, ToolOutput};
+use crate::modes::scripted_ports::{
+    LlmAct, Script, code, delivery, failure, output, says, settings, text_output, wants,
+};
 
 fn echo(arguments: &Value) -> Result<ToolOutput, Failure> {
     Ok(ToolOutput::structured(arguments.clone()))
@@ -252,4 +254,244 @@ async fn remarks_of_the_model_client_are_reported_once() {
     let script = Script::new().model([warned(says("x")), warned(says("{}"))]);
     let report = script.run(json!({"llm_config": {"prompt": "p", "output_schema": schema}})).await;
     assert_eq!(report.warnings, ["`temperature` was left out"]);
+}
+
+/// A limited model, and settings under which a wait of more than five seconds leaves the slot.
+fn limited(seconds: u64) -> LlmAct {
+    let wait = Some(Duration::from_secs(seconds));
+    LlmAct::Fails(Failure::retriable("rate_limited", "slow down").with_retry_after(wait))
+}
+
+fn parking() -> ModeSettings {
+    ModeSettings { park_after: Some(Duration::from_secs(5)), ..settings() }
+}
+
+fn parked(report: &Report) -> &Parking {
+    match &report.outcome {
+        Outcome::Parked(parking) => parking,
+        other => panic!("the node is not parked: {other:?}"),
+    }
+}
+
+fn still(step: &str, made: u32) -> std::collections::BTreeMap<String, u32> {
+    std::collections::BTreeMap::from([(step.to_owned(), made)])
+}
+
+/// The delivery as it comes back after it was parked.
+fn back(members: Value, parking: &Parking) -> Arc<Delivery> {
+    let mut delivery = Arc::unwrap_or_clone(delivery(members));
+    delivery.meta.origin = Some(String::from("5-0"));
+    delivery.meta.waits = parking.waits.clone();
+    delivery.meta.since = Some(parking.since);
+    Arc::new(delivery)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_wait_ends_the_run_and_leaves_its_slot() {
+    let script = Script::new().model([limited(3), limited(30), says("unheard")]);
+    let before = Timestamp::now();
+    let start = Instant::now();
+    let report = script.run_with(&parking(), json!({"config": {"llm_config": {"prompt": "p"}}})).await;
+    let Parking { until, failure, waits, since } = parked(&report);
+    let pause = until.duration_since(start.into_std());
+    assert!(pause >= Duration::from_secs(33) && pause <= Duration::from_secs(37), "{pause:?}");
+    assert!(start.elapsed() < Duration::from_secs(4), "the short wait was held out, the long one was not");
+    assert_eq!((failure.code.as_ref(), waits), ("rate_limited", &still("turn 1", 0)));
+    assert!(*since >= before - Duration::from_secs(5) && *since <= Timestamp::now());
+    assert_eq!(script.told(EventType::NodeProgress)[0]["code"], "rate_limited");
+    assert_eq!(report.mode, Some(Mode::Llm));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_place_to_wait_the_slot_is_held() {
+    let script = Script::new().model([limited(30), says("heard")]);
+    let start = Instant::now();
+    assert_eq!(output(&script.run(json!({"llm_config": {"prompt": "p"}})).await)["content"], "heard");
+    assert!(start.elapsed() >= Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_are_counted_across_parking_and_only_for_their_step() {
+    let members = || json!({"config": {"llm_config": {"prompt": "p"}}});
+    let slow = RetryPolicy { initial: Duration::from_secs(3600), max: Duration::from_secs(3600), ..settings().retry };
+    let always = ModeSettings {
+        park_after: Some(Duration::ZERO),
+        retry: slow,
+        node_timeout: Duration::from_secs(36_000),
+        ..settings()
+    };
+    let busy = || LlmAct::Fails(Failure::retriable("busy", "busy"));
+    let first = Script::new().model([busy()]).run_with(&always, members()).await;
+    assert_eq!(parked(&first).waits, still("turn 1", 1));
+    let run = async |script: Script, delivery| run_node(&script, &always, &delivery, &Cancel::new()).await;
+    let second = run(Script::new().model([busy()]), back(members(), parked(&first))).await;
+    assert_eq!(parked(&second).waits, still("turn 1", 2));
+    let third = run(Script::new().model([busy()]), back(members(), parked(&second))).await;
+    assert_eq!((code(&third), failure(&third).attempts), (("retriable", "busy"), 3));
+    let well = run(Script::new().model([says("x")]), back(members(), parked(&second))).await;
+    assert_eq!(well.spent.attempts, 3);
+    let other = Parking { waits: still("turn 9", 2), ..parked(&second).clone() };
+    let well = run(Script::new().model([says("x")]), back(members(), &other)).await;
+    assert_eq!(well.spent.attempts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_outside_of_a_slot_is_a_part_of_the_nodes_time() {
+    let members = || json!({"config": {"llm_config": {"prompt": "p"}, "timeout": "40s"}});
+    let since = |seconds: u64| Parking {
+        until: std::time::Instant::now(),
+        failure: Failure::retriable("rate_limited", "slow down"),
+        waits: still("turn 1", 0),
+        since: Timestamp::now() - Duration::from_secs(seconds),
+    };
+    let start = Instant::now();
+    let script = Script::new().model([LlmAct::Hangs]);
+    let report = run_node(&script, &parking(), &back(members(), &since(30)), &Cancel::new()).await;
+    assert_eq!(code(&report), ("permanent", "timeout"));
+    assert!(start.elapsed() <= Duration::from_secs(10) && start.elapsed() > Duration::from_secs(5));
+    assert!(failure(&report).message.contains("40s"), "the whole limit is named");
+    let report = run_node(&Script::new(), &parking(), &back(members(), &since(50)), &Cancel::new()).await;
+    assert_eq!(code(&report), ("permanent", "timeout"));
+    // What would only be due after the deadline is not waited for.
+    let script = Script::new().model([limited(20)]);
+    let report = run_node(&script, &parking(), &back(members(), &since(30)), &Cancel::new()).await;
+    assert_eq!(code(&report), ("retriable", "rate_limited"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_takes_longer_than_an_attempt_may_is_tried_again() {
+    let settings = ModeSettings { attempt_timeout: Some(Duration::from_secs(7)), ..settings() };
+    let members = || json!({"config": {"llm_config": {"prompt": "p"}}});
+    let script = Script::new().model([LlmAct::Hangs, LlmAct::Hangs, says("x")]);
+    let start = Instant::now();
+    let report = script.run_with(&settings, members()).await;
+    assert_eq!((output(&report)["content"].as_str(), report.spent.attempts), (Some("x"), 3));
+    assert!(start.elapsed() >= Duration::from_secs(14));
+    let script = Script::new().model([LlmAct::Hangs, LlmAct::Hangs, LlmAct::Hangs]);
+    let report = script.run_with(&settings, members()).await;
+    assert_eq!((code(&report), failure(&report).attempts), (("retriable", "attempt_timeout"), 3));
+    // A tool that may not be called twice fails for good: what was cut off may have taken effect.
+    let slow = || {
+        Script::new().tool_with("slow", json!({"type": "object"}), Duration::from_secs(8), |_| Ok(text_output("late")))
+    };
+    let script = slow();
+    let report = script.run_with(&settings, json!({"config": {"tool_name": "slow"}})).await;
+    assert_eq!((code(&report), script.calls.borrow().len()), (("permanent", "attempt_timeout"), 1));
+    let script = slow().hinting(ToolHints::READ_ONLY);
+    let report = script.run_with(&settings, json!({"config": {"tool_name": "slow"}})).await;
+    assert_eq!((code(&report), script.calls.borrow().len()), (("retriable", "attempt_timeout"), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_waited_too_long_for_its_first_start_fails_and_later_starts_do_not_count() {
+    let settings = ModeSettings { queue_age: Some(Duration::from_secs(60)), ..settings() };
+    let members = || json!({"config": echoing(json!({}))});
+    let aged = |seconds: i64| {
+        let mut delivery = Arc::unwrap_or_clone(delivery(members()));
+        let added = Timestamp::now().as_millisecond() - seconds * 1000;
+        delivery.entry = crate::domain::ids::EntryId::new(format!("{added}-0"));
+        delivery
+    };
+    let run = async |delivery: Delivery| {
+        let script = echo_script();
+        let report = run_node(&script, &settings, &Arc::new(delivery), &Cancel::new()).await;
+        assert_eq!(script.calls.borrow().is_empty(), matches!(report.outcome, Outcome::Failed { .. }));
+        report
+    };
+    assert_eq!(output(&run(aged(50)).await), json!({}));
+    let report = run(aged(70)).await;
+    assert_eq!(code(&report), ("permanent", "queue_timeout"));
+    assert!(failure(&report).message.contains("limits.queue_age"));
+    let mut taken_over = aged(70);
+    taken_over.token.deliveries = 2;
+    assert_eq!(output(&run(taken_over).await), json!({}));
+    let mut parked = aged(70);
+    parked.meta.since = Some(Timestamp::now());
+    assert_eq!(output(&run(parked).await), json!({}));
+}
+
+fn large(key: &str, bytes: u64) -> Value {
+    json!({"status": "completed", "output": {"$blob": {"key": key, "bytes": bytes, "type": "application/json", "sha256": ""}}})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_output_is_fetched_where_a_template_names_its_node() {
+    let nodes = json!({"a": large("k1", 7), "b": large("k2", 7), "c": large("k1", 7)});
+    let script = || {
+        let stored = json!({"x": [1, 2]});
+        echo_script().state(json!({}), nodes.clone()).blob("k1", Some(stored)).blob("k2", None)
+    };
+    let first = script();
+    let report = first.run(echoing(json!({"a": "{{ a.x[1] }}", "b": "{{ nodes.b.output }}"}))).await;
+    assert_eq!(output(&report)["a"], 2);
+    assert_eq!(
+        output(&report)["b"]["$blob"]["key"],
+        "k2",
+        "a key that is not the node's own is a value like any other"
+    );
+    assert_eq!(first.fetched.take(), ["a", "b"], "c is not named");
+    let report = script().run(echoing(json!({"status": "{{ nodes | length }}"}))).await;
+    assert_eq!(output(&report), json!({"status": 3}), "a computed name may mean all of them");
+
+    let brought = json!({
+        "type": "node.work",
+        "data": {
+            "graph_id": "g", "node_id": "n", "config": echoing(json!({"d": "{{ d.x }}"})),
+            "node_state": {"d": large("k1", 7), "e": large("gone", 7)},
+        },
+    });
+    assert_eq!(output(&script().run_item(brought).await), json!({"d": [1, 2]}), "the item's own node states as well");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_output_that_is_gone_or_too_large_is_a_validation_failure() {
+    let nodes = json!({"a": large("gone", 7), "b": large("k", 40 << 20), "c": large("k", 40 << 20)});
+    let script = || echo_script().state(json!({}), nodes.clone()).blob("k", Some(json!("x")));
+    assert_eq!(code(&script().run(echoing(json!({"a": "{{ a }}"}))).await), ("validation", "blob_missing"));
+    assert_eq!(output(&script().run(echoing(json!({"b": "{{ b }}"}))).await), json!({"b": "x"}));
+    let report = script().run(echoing(json!({"b": "{{ b }}{{ c }}"}))).await;
+    assert_eq!(code(&report), ("validation", "blobs_too_large"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_waits_for_a_tool_goes_on_where_it_was_once_the_other_calls_are_on_record() {
+    let members = || json!({"config": {"task": "t", "tools": ["*"], "llm_config": {}}});
+    let any = || json!({"type": "object"});
+    let first = Script::new()
+        .model([wants(&[("limited", json!({})), ("slow", json!({}))])])
+        .tool("limited", |_| {
+            let wait = Some(Duration::from_secs(30));
+            Err(Failure::retriable("http_429", "slow down").with_retry_after(wait))
+        })
+        .tool_with("slow", any(), Duration::from_secs(3), |_| Ok(text_output("done")));
+    let start = Instant::now();
+    let report = first.run_with(&parking(), members()).await;
+    assert_eq!((parked(&report).waits.clone(), start.elapsed()), (still("turn 1 call 0", 0), Duration::from_secs(3)));
+
+    // Nobody had the node in between, so it is known that the call may simply be made again.
+    let again = |script: Script| {
+        script.tool("limited", |_| Ok(text_output("fine"))).tool("slow", |_| panic!("its end is on record"))
+    };
+    let second = again(Script::new().after(first).model([says("ready")]));
+    let report = run_node(&second, &parking(), &back(members(), parked(&report)), &Cancel::new()).await;
+    assert_eq!(output(&report)["result"], "ready");
+    assert_eq!((second.calls.borrow().len(), second.requests.borrow().len()), (1, 1));
+    let results = format!("{:?}", second.requests.borrow()[0].turns.last());
+    assert!(results.contains("fine") && results.contains("done"), "{results}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_waited_for_and_then_lost_with_its_worker_is_unknown() {
+    let members = || json!({"config": {"tool_name": "order"}});
+    let limited = || {
+        let wait = Some(Duration::from_secs(30));
+        Err(Failure::retriable("http_429", "slow down").with_retry_after(wait))
+    };
+    let first = Script::new().tool("order", move |_| limited());
+    let parked_once = first.run_with(&parking(), members()).await;
+    let mut taken_over = Arc::unwrap_or_clone(back(members(), parked(&parked_once)));
+    taken_over.token.deliveries = 2;
+    let second = Script::new().after(first).tool("order", |_| panic!("it may have taken effect"));
+    let report = run_node(&second, &parking(), &Arc::new(taken_over), &Cancel::new()).await;
+    assert_eq!(code(&report), ("permanent", "unknown_tool_outcome"));
 }

@@ -1,0 +1,196 @@
+//! Work that waits outside of its stream: one script takes an entry out, another brings it back when its wait is
+//! over. Who decides to wait, and who looks for what is due, is elsewhere.
+//!
+//! Sorted set `{prefix}parked:{stream}`: the moment in ms by the first entry's id. Hash
+//! `{prefix}parked-bodies:{stream}`: for each first entry the fields `{entry}` (its data), `{entry}:meta` and
+//! `{entry}:run` (graph, node and run, a line each).
+
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use crate::clients::redis::error::RedisError;
+use crate::clients::redis::keys::Keys;
+use crate::clients::redis::link::Link;
+use crate::clients::redis::reply;
+use crate::clients::redis::script::Script;
+use crate::clients::redis::settle::{self, Settled};
+use crate::clients::redis::{lease, record};
+use crate::config::StateConfig;
+use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
+use crate::domain::work::{Delivery, Meta};
+
+static PARK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("scripts/owned.lua"),
+        include_str!("scripts/run.lua"),
+        include_str!("scripts/park.lua")
+    ))
+});
+static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/due.lua")));
+static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/return.lua")));
+
+/// Pieces of work that one script call brings back.
+const BATCH: usize = 50;
+
+/// What one look for due work came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Work that was waiting when it was looked.
+    pub waiting: u64,
+    /// Work of it that was due, as far as it was looked.
+    pub found: usize,
+    /// Work that this look brought back.
+    pub returned: u64,
+    /// Work whose body somebody deleted: nothing can be brought back.
+    pub bodiless: u64,
+}
+
+/// The work that waits outside of the streams of one group.
+#[derive(Debug, Clone)]
+pub struct ParkingLot {
+    link: Link,
+    keys: Keys,
+    group: Arc<str>,
+    ttl_ms: u64,
+    streams: Arc<[Arc<str>]>,
+}
+
+impl ParkingLot {
+    /// The waiting work of `streams` in `group`.
+    pub fn new(
+        link: Link,
+        keys: Keys,
+        state: &StateConfig,
+        streams: impl IntoIterator<Item = Arc<str>>,
+        group: &str,
+    ) -> Self {
+        Self {
+            link,
+            keys,
+            group: Arc::from(group),
+            ttl_ms: lease::millis(state.ttl),
+            streams: streams.into_iter().collect(),
+        }
+    }
+
+    /// Takes an entry out of its stream until `until`. After an error whose outcome is unknown the same is simply
+    /// asked again.
+    pub async fn park(&self, delivery: &Delivery, meta: &Meta, until: Instant) -> Result<Settled, RedisError> {
+        let item = &delivery.item;
+        let stream = &delivery.stream;
+        let others = || self.streams.iter().filter(|other| *other != stream);
+        let meta = serde_json::to_string(meta).expect("a meta has string keys");
+        let mut call = PARK.call(7 + others().count(), 1024);
+        call.arg(&**stream)
+            .arg(self.keys.done(&item.graph_id))
+            .arg(self.keys.crashes(stream))
+            .arg(self.keys.parked(stream))
+            .arg(self.keys.parked_bodies(stream))
+            .arg(self.keys.state(&item.graph_id))
+            .arg(self.keys.journal(&item.graph_id, &item.node_id, &item.run_id));
+        for other in others() {
+            call.arg(&**other);
+        }
+        call.arg(&*self.group)
+            .arg(delivery.entry.as_str())
+            .arg(&*delivery.token.consumer)
+            .arg(delivery.token.deliveries)
+            .arg(record::field(&item.node_id, &item.run_id))
+            .arg(record::parked(delivery))
+            .arg(&*record::line(&delivery.work_id))
+            .arg(lease::millis(until.saturating_duration_since(Instant::now())))
+            .arg(first_entry(delivery))
+            .arg(meta)
+            .arg(format!("{}\n{}\n{}", item.graph_id, item.node_id, item.run_id));
+        settle::answer(self.link.eval(&PARK, &call).await?).map(settle::Answer::settled)
+    }
+
+    /// Brings work of `stream` back whose wait is over, at most `limit` pieces of it.
+    pub async fn bring_back(&self, stream: &Arc<str>, limit: usize) -> Result<Moved, RedisError> {
+        let (waiting, due) = self.due(stream, limit).await?;
+        let mut moved = Moved { waiting, found: due.len(), ..Moved::default() };
+        for batch in due.chunks(BATCH) {
+            let flags = self.return_all(stream, batch).await?;
+            moved.returned += flags.iter().filter(|flag| **flag == b'1').count() as u64;
+            moved.bodiless += flags.iter().filter(|flag| **flag == b'-').count() as u64;
+        }
+        Ok(moved)
+    }
+
+    async fn due(&self, stream: &Arc<str>, limit: usize) -> Result<(u64, Vec<Due>), RedisError> {
+        let what = "a look for due work";
+        let unexpected = || RedisError::Unexpected { what };
+        let mut call = DUE.call(2, 128);
+        call.arg(self.keys.parked(stream)).arg(self.keys.parked_bodies(stream)).arg(limit);
+        let [waiting, found] = reply::tuple::<2>(self.link.eval(&DUE, &call).await?, what)?;
+        if reply::as_bytes(&waiting) == Some(b"wrongtype") {
+            return Err(RedisError::WrongType { key: reply::text(found) });
+        }
+        let mut found = reply::list(found, what)?.into_iter();
+        let mut due = Vec::with_capacity(found.len() / 2);
+        while let (Some(first), Some(run)) = (found.next(), found.next()) {
+            let run = reply::text(run).as_deref().and_then(Run::parse);
+            due.push(Due { first: reply::text(first).ok_or_else(unexpected)?, run });
+        }
+        Ok((reply::number(&waiting).ok_or_else(unexpected)?, due))
+    }
+
+    async fn return_all(&self, stream: &Arc<str>, batch: &[Due]) -> Result<Vec<u8>, RedisError> {
+        let (parked, bodies) = (self.keys.parked(stream), self.keys.parked_bodies(stream));
+        let mut call = RETURN.call(3 + 3 * batch.len(), 256 * (batch.len() + 1));
+        call.arg(&**stream).arg(&parked).arg(&bodies);
+        for due in batch {
+            match &due.run {
+                Some(Run { graph, node, run }) => {
+                    call.arg(self.keys.state(graph)).arg(self.keys.done(graph));
+                    call.arg(self.keys.journal(graph, node, run));
+                }
+                // Not looked at without a run.
+                None => {
+                    call.arg(&parked).arg(&parked).arg(&parked);
+                }
+            }
+        }
+        call.arg(self.ttl_ms);
+        for due in batch {
+            let field = due.run.as_ref().map(|Run { node, run, .. }| record::field(node, run)).unwrap_or_default();
+            let work = WorkId::new(stream, &crate::domain::ids::EntryId::new(due.first.as_str()));
+            call.arg(&due.first).arg(field).arg(&*record::line(&work));
+        }
+        let answer = self.link.eval(&RETURN, &call).await?;
+        if let redis::Value::Array(values) = answer {
+            return Err(RedisError::WrongType { key: values.into_iter().nth(1).and_then(reply::text) });
+        }
+        let flags = reply::bytes(answer).unwrap_or_default();
+        if flags.len() == batch.len() { Ok(flags) } else { Err(RedisError::Unexpected { what: "bringing work back" }) }
+    }
+}
+
+/// The id under which the work first entered its stream.
+pub(super) fn first_entry(delivery: &Delivery) -> &str {
+    delivery.meta.origin.as_deref().unwrap_or(delivery.entry.as_str())
+}
+
+/// A piece of work whose wait is over.
+struct Due {
+    first: String,
+    run: Option<Run>,
+}
+
+/// The names of one run, as they are kept where no JSON is read.
+pub(super) struct Run {
+    pub(super) graph: GraphId,
+    pub(super) node: NodeId,
+    pub(super) run: RunId,
+}
+
+impl Run {
+    /// Reads the three lines.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.split('\n');
+        let graph = GraphId::new(lines.next()?).ok()?;
+        let node = NodeId::new(lines.next()?).ok()?;
+        let run = RunId::new(lines.next()?).ok()?;
+        Some(Self { graph, node, run })
+    }
+}

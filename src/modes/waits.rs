@@ -1,0 +1,129 @@
+//! Waits that are too long to hold a slot for. A step that meets one stands still, and the node is ended around it as
+//! soon as nothing else of it is under way; deciding what is too long is the step's.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::pending;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::domain::outcome::Failure;
+
+/// One step that stands still.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Wait {
+    /// When it can go on.
+    pub until: Instant,
+    /// Attempts that are used up by then.
+    pub made: u32,
+    /// What is waited out.
+    pub failure: Failure,
+    /// Which step it is.
+    pub site: String,
+}
+
+/// An execution of which nothing is under way any more.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stillness {
+    /// When all of it can go on.
+    pub until: Instant,
+    /// What is waited out, of the step that waits longest.
+    pub failure: Failure,
+    /// The steps, and the attempts that each has used up.
+    pub waits: BTreeMap<String, u32>,
+}
+
+/// The steps of one execution that stand still, and the calls that are under way.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    under_way: Cell<usize>,
+    waiting: RefCell<Vec<Wait>>,
+    changed: Notify,
+}
+
+/// A call that is under way until this is dropped.
+#[derive(Debug)]
+pub(super) struct Busy<'a>(&'a Waits);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Waits {
+    /// Begins a call. The node is not ended before it is over or stands still itself.
+    pub fn busy(&self) -> Busy<'_> {
+        self.under_way.set(self.under_way.get() + 1);
+        Busy(self)
+    }
+
+    /// Stands still for good.
+    pub async fn park<T>(&self, wait: Wait) -> T {
+        self.waiting.borrow_mut().push(wait);
+        self.changed.notify_one();
+        pending().await
+    }
+
+    /// Waits until every call that is under way stands still.
+    pub async fn all_still(&self) -> Stillness {
+        loop {
+            let still = self.waiting.borrow().len();
+            if still > 0 && self.under_way.get() <= still {
+                break;
+            }
+            self.changed.notified().await;
+        }
+        let waiting = self.waiting.borrow();
+        let longest = waiting.iter().max_by_key(|wait| wait.until).expect("something stands still");
+        Stillness {
+            until: longest.until,
+            failure: longest.failure.clone(),
+            waits: waiting.iter().map(|wait| (wait.site.clone(), wait.made)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn wait(seconds: u64, made: u32, site: &str) -> Wait {
+        let until = Instant::now() + Duration::from_secs(seconds);
+        Wait { until, made, failure: Failure::retriable("busy", "busy"), site: site.to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_ended_when_the_last_call_under_way_stands_still() {
+        let waits = Waits::default();
+        let (first, second) = (wait(9, 2, "first"), wait(60, 1, "second"));
+        let start = Instant::now();
+        let one = async {
+            let _busy = waits.busy();
+            waits.park::<()>(first).await;
+        };
+        let other = async {
+            let _busy = waits.busy();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            waits.park::<()>(second).await;
+        };
+        let done = async {
+            let _busy = waits.busy();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            pending::<()>().await;
+        };
+        // The last call ends rather than standing still.
+        let done = tokio::time::timeout(Duration::from_secs(7), done);
+        let all = tokio::select! {
+            all = waits.all_still() => all,
+            _ = async { tokio::join!(one, other, async { let _ = done.await; pending::<()>().await }) } => unreachable!(),
+        };
+        assert_eq!(start.elapsed(), Duration::from_secs(7));
+        assert_eq!(all.until, start + Duration::from_secs(60));
+        assert_eq!(all.waits, BTreeMap::from([("first".into(), 2), ("second".into(), 1)]));
+    }
+}

@@ -1,0 +1,158 @@
+//! Large outputs: moved to their place by settling alone, fetched by who may, alive as long as the state.
+
+use std::sync::Arc;
+
+use da_node_executor::clients::redis::{BlobError, Settled, Settlement};
+use da_node_executor::config::Layout;
+use da_node_executor::domain::blob::BlobRef;
+use da_node_executor::domain::ids::GraphId;
+use da_node_executor::domain::outcome::{Category, Failure};
+use da_node_executor::domain::work::Delivery;
+use da_node_executor::ports::Wanted;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{ITEM, Worker, World, settlement};
+
+fn output(text: &str) -> Box<RawValue> {
+    to_raw_value(text).expect("JSON")
+}
+
+/// A settlement whose output stands elsewhere, and the reference to it.
+fn large(worker: &Worker, delivery: &Arc<Delivery>, text: &str) -> (Settlement, BlobRef) {
+    let output = output(text);
+    let reference = BlobRef::new(worker.blobs.key(delivery), &output);
+    (Settlement { blob: Some(output), ..settlement(delivery) }, reference)
+}
+
+async fn keys(world: &World, pattern: &str) -> Vec<String> {
+    world.redis(&["KEYS", &world.key(pattern)]).await
+}
+
+fn graph() -> GraphId {
+    GraphId::new("g").expect("an id")
+}
+
+#[tokio::test]
+async fn a_large_output_gets_to_its_place_with_the_settlement() {
+    for layout in [Layout::Hash, Layout::String] {
+        let mut world = World::new().await;
+        world.state.layout = layout;
+        let item = r#"{"graph_id":"g","node_id":"n","run_id":"r","config":{"tool_name":"t"},"inputs":{}}"#;
+        let (worker, ours) = world.worker_with("w:1", item).await;
+        worker.store.open(&ours, &Wanted::default()).await.expect("an answer");
+        let (settlement, reference) = large(&worker, &ours, "wide");
+        assert_eq!(reference.key, world.key("blob:g:n:r"));
+        assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::Done);
+        assert_eq!(world.redis::<String>(&["GET", &reference.key]).await, r#""wide""#);
+        assert!(world.ttl(&reference.key).await > 80_000_000, "it lives as long as the state");
+        assert!(keys(&world, "staged:*").await.is_empty());
+        let fetched = worker.blobs.fetch(&graph(), "n", &reference).await.expect("an answer");
+        assert_eq!(fetched.as_deref(), Some(br#""wide""#.as_slice()));
+    }
+}
+
+#[tokio::test]
+async fn who_lost_the_entry_does_not_change_what_its_successor_stored() {
+    let world = World::new().await;
+    let (first, ours) = world.worker_with("w:1", ITEM).await;
+    world.steal(&ours, "w:2").await;
+    let mut theirs = Delivery::clone(&ours);
+    theirs.token.consumer = Arc::from("w:2");
+    theirs.token.deliveries = 2;
+    let second = world.worker("w:2");
+    let (settlement, reference) = large(&second, &Arc::new(theirs), "second");
+    assert_eq!(second.settler.settle(&settlement).await.expect("an answer"), Settled::DoneStateGone);
+    let (settlement, _) = large(&first, &ours, "first");
+    assert_eq!(first.settler.settle(&settlement).await.expect("an answer"), Settled::Lost);
+    let fetched = first.blobs.fetch(&graph(), "n", &reference).await.expect("an answer");
+    assert_eq!(fetched.as_deref(), Some(br#""second""#.as_slice()));
+    assert!(keys(&world, "staged:*").await.is_empty(), "what is not used does not stay");
+}
+
+#[tokio::test]
+async fn a_settlement_whose_answer_was_lost_leaves_nothing_staged() {
+    let world = World::new().await;
+    let (worker, ours) = world.worker_with("w:1", ITEM).await;
+    let (settlement, reference) = large(&worker, &ours, "wide");
+    assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::DoneStateGone);
+    assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::Again);
+    assert!(keys(&world, "staged:*").await.is_empty());
+    assert!(worker.blobs.fetch(&graph(), "n", &reference).await.expect("an answer").is_some());
+}
+
+#[tokio::test]
+async fn a_run_that_another_entry_has_takes_its_staged_output_with_it() {
+    let world = World::new().await;
+    let (worker, ours) = world.worker_with("w:1", ITEM).await;
+    let other = world.submit(ITEM).await;
+    let theirs = format!("r\n{0}/{other}\n{0}\n{other}", world.stream);
+    world.redis::<()>(&["HSET", &world.key("done:g"), "n\nr", &theirs]).await;
+    let (settlement, reference) = large(&worker, &ours, "wide");
+    assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::Duplicate);
+    assert!(keys(&world, "staged:*").await.is_empty() && keys(&world, "blob:*").await.is_empty());
+    let error = worker.blobs.fetch(&graph(), "n", &reference).await.expect_err("nobody stored it");
+    assert!(matches!(error, BlobError::Missing { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_output_that_is_gone_or_another_is_a_validation_failure_that_names_the_key() {
+    let world = World::new().await;
+    let (worker, ours) = world.worker_with("w:1", ITEM).await;
+    let (settlement, reference) = large(&worker, &ours, "wide");
+    worker.settler.settle(&settlement).await.expect("an answer");
+    world.redis::<()>(&["SET", &reference.key, r#""wild""#]).await;
+    for code in ["blob_changed", "blob_missing"] {
+        let error = worker.blobs.fetch(&graph(), "n", &reference).await.expect_err("it is not what was stored");
+        let failure = Failure::from(error);
+        assert_eq!((failure.category, failure.code.as_ref()), (Category::Validation, code));
+        assert!(failure.message.contains(&reference.key) && failure.message.contains("`n`"), "{failure}");
+        world.redis::<()>(&["DEL", &reference.key]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reference_leads_to_no_key_but_the_nodes_own_outputs() {
+    let world = World::new().await;
+    let worker = world.worker("w:1");
+    let secret = world.key("state:other");
+    world.redis::<()>(&["SET", &secret, r#""secret""#]).await;
+    for key in [secret, world.key("blob:g:other:r"), world.key("blob:other:n:r")] {
+        let reference = BlobRef::new(key, &output("secret"));
+        assert_eq!(worker.blobs.fetch(&graph(), "n", &reference).await.expect("an answer"), None);
+    }
+}
+
+#[tokio::test]
+async fn outputs_live_on_while_their_state_does() {
+    let world = World::new().await;
+    let (worker, ours) = world.worker_with("w:1", ITEM).await;
+    let (settlement, reference) = large(&worker, &ours, "wide");
+    worker.settler.settle(&settlement).await.expect("an answer");
+    let (state, index) = (world.key("state:g"), world.keys.blobs());
+    let due = async || world.redis::<()>(&["ZADD", &index, "1", "g\nn\nr"]).await;
+    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 0, "it is not looked at before half its life is over");
+
+    // The state was written long after the output was stored.
+    world.redis::<()>(&["PEXPIRE", &reference.key, "5000"]).await;
+    world.redis::<()>(&["SET", &state, "{}", "PX", "172800000"]).await;
+    due().await;
+    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 1);
+    assert!(world.ttl(&reference.key).await > 172_000_000);
+    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 0, "it has its time until the next look");
+
+    // A state that never expires keeps its outputs, a look at a time.
+    world.redis::<()>(&["PERSIST", &state]).await;
+    world.redis::<()>(&["PEXPIRE", &reference.key, "5000"]).await;
+    due().await;
+    worker.blobs.prolong().await.expect("an answer");
+    assert!(world.ttl(&reference.key).await > 86_000_000);
+
+    // A state that is gone takes them with it, in their own time.
+    world.redis::<()>(&["DEL", &state]).await;
+    world.redis::<()>(&["PEXPIRE", &reference.key, "5000"]).await;
+    due().await;
+    world.redis::<()>(&["ZADD", &index, "1", "nonsense"]).await;
+    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 2);
+    assert!((1..=5000).contains(&world.ttl(&reference.key).await));
+    assert!(!world.redis::<bool>(&["EXISTS", &index]).await, "nothing is left to be looked at");
+}
