@@ -1,19 +1,23 @@
 //! Tests against real servers, in one binary. Each module holds one subject; `harness` starts what they need.
 
+mod blobs;
 mod cancel;
 mod chaos;
 mod concurrency;
 mod config_start;
 mod dead_letters;
+mod deadlines;
 mod errors;
 mod events;
 mod harness;
 mod health;
 mod identity;
+mod janitor;
 mod journal;
 mod layouts;
 mod malformed;
 mod modes;
+mod parking;
 mod reconcile;
 mod redis_trouble;
 mod retries;
