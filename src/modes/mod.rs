@@ -10,6 +10,7 @@ pub mod template;
 pub mod unknown;
 
 mod agent;
+mod deadline;
 mod dialogue;
 mod execution;
 mod llm;

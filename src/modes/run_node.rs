@@ -10,18 +10,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::domain::blob::BlobRef;
 use crate::domain::cancel::{CANCELLED_STATUS, CancelOrder, CancelScope};
 use crate::domain::event::EventType;
 use crate::domain::node::{Mode, NodeConfig};
-use crate::domain::outcome::{Category, Failure, Outcome, Parking, Report, Resumed};
+use crate::domain::outcome::{Failure, Outcome, Parking, Report, Resumed};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::work::{Delivery, WorkItem};
 use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::agent::{self, AgentPlan, AgentTask};
+use crate::modes::deadline::{self, Deadline};
 use crate::modes::execution::{Execution, Ledger};
 use crate::modes::llm::{self, LlmPlan, LlmTask};
 use crate::modes::logbook::{Desk, Earlier, Logbook, Subject, digest};
@@ -37,9 +38,6 @@ use crate::retry::RetryPolicy;
 
 /// Bytes of stored outputs that one node can read.
 const LARGEST_INPUT: u64 = 64 << 20;
-/// The longest limit of time; a sum with a longer one might not be a moment any more.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
 /// Executes the delivered node. Never fails: whatever happens is the report's outcome.
 pub async fn run_node<P: Ports>(
     ports: &P,
@@ -125,7 +123,7 @@ impl<P: Ports> NodeRun<'_, P> {
             None => Cow::Owned(config.ok_or_else(|| missing_config(item))?),
         };
         failpoint::reach(Point::AfterStateLoad);
-        self.in_time()?;
+        deadline::first_start_in_time(self.delivery, self.start, self.settings.queue_age)?;
         let plan = match planned {
             Some(plan) => plan?,
             None => {
@@ -136,37 +134,16 @@ impl<P: Ports> NodeRun<'_, P> {
         };
         self.mode.set(Some(plan.mode()));
         // What was waited outside of a slot, and what other workers took, is a part of the node's time.
-        let used = earlier.started_at().into_iter().chain(self.delivery.meta.since).min().map_or(Duration::ZERO, since);
+        let used = earlier
+            .started_at()
+            .into_iter()
+            .chain(self.delivery.meta.since)
+            .min()
+            .map_or(Duration::ZERO, deadline::since);
         let deadline = Deadline::of(self.start, used, item, plan.time_limit, self.settings.node_timeout)?;
         self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
         let work = self.work(plan, snapshot, deadline.at, &config, earlier);
-        match timeout_at(deadline.at, work).await {
-            // Clients end a call at the node's time themselves, a moment before it: that is no trouble of theirs.
-            Ok(Err(failure))
-                if deadline.is_up() && (failure.category == Category::Retriable || failure.code == "timeout") =>
-            {
-                Err(deadline.failure())
-            }
-            Ok(result) => result,
-            Err(_) => Err(deadline.failure()),
-        }
-    }
-
-    /// Whether the item did not wait too long for its first start.
-    fn in_time(&self) -> Result<(), Failure> {
-        let Delivery { entry, token, meta, .. } = &**self.delivery;
-        let first = token.deliveries == 1 && meta.since.is_none();
-        let (Some(limit), Some(added), true) = (self.settings.queue_age, entry.millis(), first) else { return Ok(()) };
-        let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0);
-        let age = Duration::from_millis(now.saturating_sub(added)).saturating_sub(self.start.elapsed());
-        if age <= limit {
-            return Ok(());
-        }
-        let (age, limit) = (humantime::format_duration(age), humantime::format_duration(limit));
-        let message = format!(
-            "the item waited {age} in the stream, `limits.queue_age` allows {limit}; add workers or send it again"
-        );
-        Err(Failure::permanent("queue_timeout", message))
+        deadline.bound(work).await
     }
 
     /// The end of a run that goes on after a wait.
@@ -312,13 +289,8 @@ impl<P: Ports> NodeRun<'_, P> {
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
     {
-        until_answered(self.start + self.settings.node_timeout.min(LONGEST), operation).await
+        until_answered(self.start + self.settings.node_timeout.min(deadline::LONGEST), operation).await
     }
-}
-
-/// How long ago a moment was; nothing if another machine's clock says that it is still to come.
-fn since(moment: Timestamp) -> Duration {
-    Duration::try_from(Timestamp::now().duration_since(moment)).unwrap_or_default()
 }
 
 fn missing_config(item: &WorkItem) -> Failure {
@@ -329,55 +301,6 @@ fn missing_config(item: &WorkItem) -> Failure {
             item.node_id
         ),
     )
-}
-
-/// How far apart two timers of one moment may fire.
-const TIMER_SLACK: Duration = Duration::from_millis(5);
-
-/// When the node's time is up, and whose limit that is.
-struct Deadline {
-    at: Instant,
-    /// The limit that comes first: a length of time, or the item's own moment.
-    limit: Option<Duration>,
-}
-
-impl Deadline {
-    /// `used` is the time that earlier attempts took, their pauses included: a node that keeps changing hands ends too.
-    fn of(
-        start: Instant,
-        used: Duration,
-        item: &WorkItem,
-        own: Option<Duration>,
-        default: Duration,
-    ) -> Result<Self, Failure> {
-        let limit = own.unwrap_or(default).min(LONGEST);
-        let relative = Self { at: start + limit.saturating_sub(used), limit: Some(limit) };
-        let Some(moment) = item.deadline else {
-            return Ok(relative);
-        };
-        let left = moment.duration_since(Timestamp::now());
-        let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero()) else {
-            return Err(Self { at: start, limit: None }.failure());
-        };
-        match Instant::now().checked_add(left) {
-            Some(at) if at < relative.at => Ok(Self { at, limit: None }),
-            _ => Ok(relative),
-        }
-    }
-
-    fn is_up(&self) -> bool {
-        Instant::now() + TIMER_SLACK >= self.at
-    }
-
-    fn failure(&self) -> Failure {
-        match self.limit {
-            Some(limit) => Failure::timed_out(limit),
-            None => Failure::permanent(
-                "deadline_exceeded",
-                "the item's `deadline` has passed; the result would be of no use",
-            ),
-        }
-    }
 }
 
 /// A node's configuration, read.
