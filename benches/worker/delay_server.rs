@@ -52,9 +52,9 @@ impl DelayServer {
         self.port
     }
 
-    /// The most requests that waited at once since the last call, and the connections made since then.
-    pub fn take_counts(&self) -> (usize, usize) {
-        (self.counts.most.swap(0, Ordering::Relaxed), self.counts.connections.swap(0, Ordering::Relaxed))
+    /// The most requests that waited at once, and the connections made.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.counts.most.load(Ordering::Relaxed), self.counts.connections.load(Ordering::Relaxed))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The worker as a process of its own, and what the system says about processes: CPU time and memory.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::NamedTempFile;
 
 use crate::PATIENCE;
 
@@ -81,6 +82,36 @@ impl Worker {
 }
 
 impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program's scripted model, served over HTTP by a process of its own. It is killed with its owner.
+pub struct ScriptedModel {
+    child: Child,
+    /// Where it is.
+    pub base_url: String,
+    _script: NamedTempFile,
+}
+
+impl ScriptedModel {
+    /// Serves this script.
+    pub fn start(program: &Path, script: &str) -> Self {
+        let mut file = NamedTempFile::with_suffix(".yaml").expect("a file");
+        file.write_all(script.as_bytes()).expect("the file is ours");
+        let mut command = Command::new(program);
+        command.env_clear().arg("scripted-model").arg(file.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the model can be run");
+        let mut first = String::new();
+        let stdout = child.stdout.take().expect("the pipe was asked for");
+        BufReader::new(stdout).read_line(&mut first).expect("the model tells its address");
+        Self { child, base_url: first.trim().to_owned(), _script: file }
+    }
+}
+
+impl Drop for ScriptedModel {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

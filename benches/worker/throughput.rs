@@ -27,6 +27,8 @@ struct Round {
 /// Commands that both sides send, or their scripts do. Those of a worker alone, such as registering, are not here.
 const COMMANDS: [&str; 8] = ["evalsha", "hget", "hmget", "hset", "xack", "xadd", "xdel", "xpending"];
 
+const XADD: usize = 5;
+
 /// Rounds of one kind.
 #[derive(Default)]
 struct Rounds(Vec<Round>);
@@ -77,6 +79,8 @@ pub async fn measure(report: &mut Report, program: &Path, items: usize, rounds: 
         let reference = commands(&mut redis, items).await;
         lay_out(&mut redis, items).await;
         worker.0.push(by_worker(&at, &mut redis, items, &[]).await);
+        let xadd = commands(&mut redis, items).await[XADD];
+        eprintln!("         {:.2} progress events for one item", xadd - 1.0);
         lay_out(&mut redis, items).await;
         quiet.0.push(by_worker(&at, &mut redis, items, &[NO_PROGRESS]).await);
         let own = commands(&mut redis, items).await;
