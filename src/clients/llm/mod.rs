@@ -2,12 +2,9 @@
 //! whether it passes, and the mode that called decides.
 
 mod anthropic;
-mod content;
 mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod request;
-mod response;
 mod schema;
 pub mod script;
 mod scripted;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::anthropic::{request, response, time_limit};
 use super::error::LlmError;
 use super::script::{ApiError, ScriptedModel};
 use super::status::StatusError;
-use super::{anthropic, request, response};
 use crate::config::ProviderConfig;
 use crate::domain::message::Completion;
 use crate::ports::LlmRequest;
@@ -37,7 +37,7 @@ impl ScriptedClient {
     }
 
     pub(super) async fn complete(&self, request: &LlmRequest) -> Result<Completion, LlmError> {
-        let limit = anthropic::time_limit(self.config.timeout, request);
+        let limit = time_limit(self.config.timeout, request);
         let prepared = request::prepare(request, &self.config);
         let body: Value = serde_json::from_slice(&prepared.body).expect("the body was just written as JSON");
         let pending = self.script.answer(&body, &self.config.version);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::ApiError;
 use super::reply::{is_signature, signature};
-use crate::clients::llm::request::{NO_SAMPLING_SINCE, SAMPLING};
+use crate::clients::llm::anthropic::request::{NO_SAMPLING_SINCE, SAMPLING};
 
 const MEMBERS: &[&str] = &[
     "model",

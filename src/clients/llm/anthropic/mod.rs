@@ -1,5 +1,9 @@
 //! The Anthropic Messages API over HTTP: one request, one answer, every wait and every buffer bounded.
 
+mod content;
+pub(super) mod request;
+pub(super) mod response;
+
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -7,8 +11,8 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, Header
 use reqwest::{Client, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::error::LlmError;
-use super::{request, response};
+use crate::clients::llm::LlmError;
+
 use crate::config::{AuthHeader, ProviderConfig};
 use crate::domain::message::Completion;
 use crate::ports::LlmRequest;
@@ -134,7 +138,7 @@ impl AnthropicClient {
         }
         let client = builder.build().map_err(|error| LlmError::Config {
             provider: self.name.clone(),
-            problem: format!("no HTTP client can be made: {}", super::error::root(&error)),
+            problem: format!("no HTTP client can be made: {}", crate::clients::llm::error::root(&error)),
         })?;
         Ok(self.http.get_or_init(|| client))
     }

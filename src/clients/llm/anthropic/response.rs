@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::status::StatusError;
+use crate::clients::llm::StatusError;
 use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Usage};
 
 /// No wait that a provider asks for is taken as longer.
@@ -60,7 +60,7 @@ struct Block {
 }
 
 /// Reads a message. `asked` is the model of the request, for servers that name none in the answer.
-pub(super) fn completion(
+pub(in crate::clients::llm) fn completion(
     body: &[u8],
     asked: &str,
     request_id: Option<String>,
@@ -145,7 +145,13 @@ struct ErrorMember {
 
 /// Reads an error answer; a body that is no error of the API still makes an error with its status. A gateway may
 /// repeat the key in its message, so the key is cut out.
-pub(super) fn error(provider: &str, status: u16, headers: &HeaderMap, body: &[u8], key: Option<&str>) -> StatusError {
+pub(in crate::clients::llm) fn error(
+    provider: &str,
+    status: u16,
+    headers: &HeaderMap,
+    body: &[u8],
+    key: Option<&str>,
+) -> StatusError {
     let parsed: Option<ErrorBody> = serde_json::from_slice(body).ok();
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let (kind, message, in_body) = match parsed {
@@ -168,7 +174,7 @@ pub(super) fn error(provider: &str, status: u16, headers: &HeaderMap, body: &[u8
 }
 
 /// Whether a body with a status of success is an error all the same, as some gateways send it.
-pub(super) fn is_error(body: &[u8]) -> bool {
+pub(in crate::clients::llm) fn is_error(body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Kind {
         #[serde(default)]
@@ -184,7 +190,7 @@ pub(super) fn is_error(body: &[u8]) -> bool {
 }
 
 /// The provider's id of the request.
-pub(super) fn request_id(headers: &HeaderMap) -> Option<String> {
+pub(in crate::clients::llm) fn request_id(headers: &HeaderMap) -> Option<String> {
     ["request-id", "x-request-id"]
         .iter()
         .filter_map(|name| headers.get(*name)?.to_str().ok())

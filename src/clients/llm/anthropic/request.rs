@@ -8,16 +8,17 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{content, schema};
+use super::content;
+use crate::clients::llm::schema;
 use crate::config::ProviderConfig;
 use crate::domain::message::{ToolResult, Turn};
 use crate::domain::tool::ToolSpec;
 use crate::ports::LlmRequest;
 
 /// The first API version without sampling parameters; versions are dates, so they compare as texts.
-pub(super) const NO_SAMPLING_SINCE: &str = "2026-10-21";
+pub(in crate::clients::llm) const NO_SAMPLING_SINCE: &str = "2026-10-21";
 /// Parameters that this version refuses, even at their default values.
-pub(super) const SAMPLING: &[&str] = &["temperature", "top_p", "top_k"];
+pub(in crate::clients::llm) const SAMPLING: &[&str] = &["temperature", "top_p", "top_k"];
 
 /// Members of `extra` that would contradict what the worker itself writes, each with what is to be set instead.
 const OURS: &[(&str, &str)] = &[
@@ -29,7 +30,7 @@ const OURS: &[(&str, &str)] = &[
 ];
 
 /// A body with the remarks that belong to it.
-pub(super) struct Prepared {
+pub(in crate::clients::llm) struct Prepared {
     /// The JSON text.
     pub body: Vec<u8>,
     /// What was left out, and why.
@@ -37,7 +38,7 @@ pub(super) struct Prepared {
 }
 
 /// Writes the body of one call.
-pub(super) fn prepare(request: &LlmRequest, config: &ProviderConfig) -> Prepared {
+pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderConfig) -> Prepared {
     let mut warnings = Vec::new();
     let settings = &request.settings;
     let mut system = request.system.as_deref().filter(|system| !system.is_empty()).map(Cow::Borrowed);
