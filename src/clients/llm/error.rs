@@ -39,12 +39,18 @@ pub enum LlmError {
         source: reqwest::Error,
     },
     /// The answer was not complete in time.
-    #[error("the model provider `{provider}` did not answer within {}", humantime::format_duration(*.limit))]
+    #[error(
+        "the model provider `{provider}` did not answer within {}{}",
+        humantime::format_duration(*.limit),
+        named(.request_id)
+    )]
     TimedOut {
         /// The provider by its configured name.
         provider: String,
         /// The time it had: its `timeout`, or what was left of the node's.
         limit: Duration,
+        /// The provider's id of the request, if the answer had begun.
+        request_id: Option<String>,
     },
     /// The answer began and then went quiet.
     #[error(
@@ -69,6 +75,24 @@ pub enum LlmError {
         request_id: Option<String>,
         /// The cause.
         source: reqwest::Error,
+    },
+    /// The stream of the answer ended before the answer did.
+    #[error("the answer of the model provider `{provider}` was cut off before its end{}", named(.request_id))]
+    Truncated {
+        /// The provider by its configured name.
+        provider: String,
+        /// The provider's id of the request.
+        request_id: Option<String>,
+    },
+    /// The stream of the answer makes no sense.
+    #[error("the model provider `{provider}` sent a broken stream: {problem}{}", named(.request_id))]
+    BrokenStream {
+        /// The provider by its configured name.
+        provider: String,
+        /// What is wrong with it.
+        problem: String,
+        /// The provider's id of the request.
+        request_id: Option<String>,
     },
     /// The provider answered with an error.
     #[error(transparent)]
@@ -105,9 +129,12 @@ impl LlmError {
             Self::Config { .. } | Self::NotConfigured { .. } | Self::TooLarge { .. } | Self::Malformed { .. } => {
                 Retry::Never
             }
-            Self::Connect { .. } | Self::TimedOut { .. } | Self::Stalled { .. } | Self::Interrupted { .. } => {
-                Retry::After(None)
-            }
+            Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::Stalled { .. }
+            | Self::Interrupted { .. }
+            | Self::Truncated { .. }
+            | Self::BrokenStream { .. } => Retry::After(None),
             Self::Status(error) => error.retry(),
         }
     }
@@ -121,6 +148,8 @@ impl LlmError {
             Self::TimedOut { .. } => "llm_timeout",
             Self::Stalled { .. } => "llm_stalled",
             Self::Interrupted { .. } => "connection_lost",
+            Self::Truncated { .. } => "stream_truncated",
+            Self::BrokenStream { .. } => "malformed_stream",
             Self::Status(error) => error.class().code(),
             Self::TooLarge { .. } => "response_too_large",
             Self::Malformed { .. } => "malformed_response",
@@ -130,8 +159,11 @@ impl LlmError {
     /// The provider's id of the request, for support.
     pub fn request_id(&self) -> Option<&str> {
         match self {
-            Self::Config { .. } | Self::NotConfigured { .. } | Self::Connect { .. } | Self::TimedOut { .. } => None,
-            Self::Stalled { request_id, .. }
+            Self::Config { .. } | Self::NotConfigured { .. } | Self::Connect { .. } => None,
+            Self::TimedOut { request_id, .. }
+            | Self::Stalled { request_id, .. }
+            | Self::Truncated { request_id, .. }
+            | Self::BrokenStream { request_id, .. }
             | Self::Interrupted { request_id, .. }
             | Self::TooLarge { request_id, .. }
             | Self::Malformed { request_id, .. } => request_id.as_deref(),
@@ -149,6 +181,8 @@ impl From<LlmError> for Failure {
             | LlmError::TimedOut { .. }
             | LlmError::Stalled { .. }
             | LlmError::Interrupted { .. }
+            | LlmError::Truncated { .. }
+            | LlmError::BrokenStream { .. }
             | LlmError::TooLarge { .. }
             | LlmError::Malformed { .. } => Category::Permanent,
         };

@@ -5,12 +5,15 @@ mod anthropic;
 mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod headers;
 mod schema;
 pub mod script;
 mod scripted;
+mod sse;
 mod status;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 pub use error::LlmError;
 pub use status::{ErrorClass, StatusError};

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::anthropic::{request, response, time_limit};
+use super::anthropic::{request, response};
 use super::error::LlmError;
 use super::script::{ApiError, ScriptedModel};
 use super::status::StatusError;
+use super::transport::time_limit;
 use crate::config::ProviderConfig;
 use crate::domain::message::Completion;
 use crate::ports::LlmRequest;
@@ -43,7 +44,7 @@ impl ScriptedClient {
         let pending = self.script.answer(&body, &self.config.version);
         if pending.delay > limit {
             tokio::time::sleep(limit).await;
-            return Err(LlmError::TimedOut { provider: self.name.clone(), limit });
+            return Err(LlmError::TimedOut { provider: self.name.clone(), limit, request_id: None });
         }
         tokio::time::sleep(pending.delay).await;
         let message = self.script.finish(pending).map_err(|error| self.refused(error))?;

@@ -1,19 +1,13 @@
 //! What the Messages API sends back: messages, errors, and the headers about them.
 
-use std::time::{Duration, SystemTime};
-
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::clients::llm::StatusError;
+use crate::clients::llm::headers::{self, ErrorText};
 use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Usage};
-
-/// No wait that a provider asks for is taken as longer.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
-/// Characters of a provider's error message that are kept.
-const MAX_MESSAGE_CHARS: usize = 500;
 
 #[derive(Deserialize)]
 struct Message {
@@ -153,24 +147,12 @@ pub(in crate::clients::llm) fn error(
     key: Option<&str>,
 ) -> StatusError {
     let parsed: Option<ErrorBody> = serde_json::from_slice(body).ok();
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let (kind, message, in_body) = match parsed {
-        Some(body) => (body.error.r#type, body.error.message, body.request_id),
-        None => (None, None, None),
-    };
-    let mut message = message.unwrap_or_else(|| String::from("(no message)"));
-    if let Some(key) = key.filter(|key| !key.is_empty()) {
-        message = message.replace(key, "[key]");
-    }
-    StatusError {
-        provider: provider.to_owned(),
-        status,
-        kind: kind.filter(|kind| !kind.is_empty()),
-        message: shortened(&message),
-        retry_after: retry_after(headers, SystemTime::now()),
-        should_retry: header("x-should-retry").and_then(|value| value.parse().ok()),
-        request_id: request_id(headers).or(in_body),
-    }
+    let text = parsed.map(|body| ErrorText {
+        kind: body.error.r#type,
+        message: body.error.message,
+        request_id: body.request_id,
+    });
+    headers::status_error(provider, status, headers, text.unwrap_or_default(), key)
 }
 
 /// Whether a body with a status of success is an error all the same, as some gateways send it.
@@ -189,44 +171,8 @@ pub(in crate::clients::llm) fn is_error(body: &[u8]) -> bool {
     })
 }
 
-/// The provider's id of the request.
-pub(in crate::clients::llm) fn request_id(headers: &HeaderMap) -> Option<String> {
-    ["request-id", "x-request-id"]
-        .iter()
-        .filter_map(|name| headers.get(*name)?.to_str().ok())
-        .find(|id| !id.is_empty())
-        .map(str::to_owned)
-}
-
-/// How long the provider asks us to wait: `retry-after-ms`, else `retry-after` as seconds or as an HTTP date.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let number = |text: &str, unit: f64| {
-        text.parse::<f64>().ok().and_then(|amount| Duration::try_from_secs_f64(amount * unit).ok())
-    };
-    let millis = header("retry-after-ms").and_then(|text| number(text, 0.001));
-    let wait = millis.or_else(|| header("retry-after").and_then(|text| number(text, 1.0).or_else(|| until(text, now))));
-    wait.filter(|wait| !wait.is_zero()).map(|wait| wait.min(MAX_RETRY_AFTER))
-}
-
-fn until(date: &str, now: SystemTime) -> Option<Duration> {
-    // An HTTP date is an RFC 2822 date whose zone is written GMT.
-    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok()?;
-    SystemTime::from(date).duration_since(now).ok()
-}
-
-fn shortened(message: &str) -> String {
-    let mut chars = message.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut short: String = chars.by_ref().take(MAX_MESSAGE_CHARS).collect();
-    if chars.next().is_some() {
-        short.push('…');
-    }
-    short
-}
-
 #[cfg(test)]
 mod tests {
-    use reqwest::header::{HeaderName, HeaderValue};
     use serde_json::json;
 
     use super::*;
@@ -237,10 +183,6 @@ mod tests {
 
     fn with_reason(reason: &str, content: Value) -> Completion {
         read(&json!({"model": "m", "content": content, "stop_reason": reason, "usage": {}})).expect("a message")
-    }
-
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
     #[test]
@@ -324,33 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_is_milliseconds_or_seconds_or_a_date_and_has_a_cap() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_445_412_450); // Wed, 21 Oct 2015 07:27:30 GMT
-        let wait = |pairs: &[(&'static str, &'static str)]| retry_after(&headers(pairs), now);
-        assert_eq!(wait(&[("retry-after", "1.5")]), Some(Duration::from_millis(1500)));
-        assert_eq!(wait(&[("retry-after-ms", "250"), ("retry-after", "9")]), Some(Duration::from_millis(250)));
-        assert_eq!(wait(&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")]), Some(Duration::from_secs(30)));
-        assert_eq!(wait(&[("retry-after", "9000")]), Some(Duration::from_secs(120)));
-        for nothing in ["0", "-1", "soon", "NaN", "inf", "Wed, 21 Oct 2015 07:27:00 GMT", ""] {
-            assert_eq!(wait(&[("retry-after", nothing)]), None, "{nothing:?}");
-        }
-        assert_eq!(wait(&[]), None);
-    }
-
-    #[test]
-    fn an_error_keeps_what_helps_and_hides_the_key() {
-        let body = json!({"type": "error", "error": {"type": "rate_limit_error", "message": "key sk-1\nslow down"},
+    fn an_error_body_is_read_and_a_page_is_an_error_all_the_same() {
+        let body = json!({"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"},
             "request_id": "req_body"});
-        let with_headers = headers(&[("x-should-retry", "true"), ("retry-after", "2")]);
-        let error = error("p", 429, &with_headers, body.to_string().as_bytes(), Some("sk-1"));
-        assert_eq!(error.message, "key [key] slow down");
-        assert_eq!(error.kind.as_deref(), Some("rate_limit_error"));
-        assert_eq!((error.should_retry, error.retry_after), (Some(true), Some(Duration::from_secs(2))));
+        let error = error("p", 429, &HeaderMap::new(), body.to_string().as_bytes(), None);
+        assert_eq!((error.kind.as_deref(), error.message.as_str()), (Some("rate_limit_error"), "slow down"));
         assert_eq!(error.request_id.as_deref(), Some("req_body"));
-        let page = super::error("p", 502, &headers(&[("request-id", "req_h")]), b"<html>", None);
-        assert_eq!((page.kind, page.request_id.as_deref()), (None, Some("req_h")));
-        let long = json!({"error": {"message": "x".repeat(5_000)}}).to_string();
-        assert_eq!(super::error("p", 400, &headers(&[]), long.as_bytes(), None).message.chars().count(), 501);
+        let page = super::error("p", 502, &HeaderMap::new(), b"<html>", None);
+        assert_eq!((page.kind, page.message.as_str()), (None, "(no message)"));
     }
 
     #[test]
