@@ -1,6 +1,8 @@
 //! The MCP client against servers that are not ours, on both transports: the reference server of the TypeScript SDK
 //! and a FastMCP server of the Python SDK; and against one of ours that breaks the protocol.
 
+#[path = "mcp/authorization.rs"]
+mod authorization;
 #[path = "mcp/harness.rs"]
 mod harness;
 #[path = "mcp/hostile_http.rs"]

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actors::messages::{CallTool, Discover};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::mcp::{CallMeta, McpError, McpTool, Session};
+use crate::clients::mcp::{CallMeta, Endpoint, McpError, McpTool, Session};
 use crate::config::McpServerConfig;
 use crate::domain::outcome::{Category, Failure};
 use crate::domain::tool::{ToolOutput, ToolSpec, ToolTarget};
@@ -29,6 +29,7 @@ pub struct Server {
     /// Its configured name.
     pub name: String,
     config: McpServerConfig,
+    endpoint: Endpoint,
     slots: Semaphore,
     link: Mutex<Link>,
     /// The tools as last discovered, readable without asking the actor.
@@ -71,6 +72,7 @@ impl Server {
         Arc::new(Self {
             name: name.to_owned(),
             slots: Semaphore::new(config.concurrency.get()),
+            endpoint: Endpoint::new(name, config.clone()),
             config,
             link: Mutex::new(link),
             catalog: RwLock::new(None),
@@ -114,7 +116,7 @@ impl Server {
                 _ => error.clone(),
             });
         }
-        match Session::connect(&self.name, &self.config).await {
+        match self.endpoint.connect().await {
             Ok(session) => {
                 let info = session.info();
                 tracing::info!(

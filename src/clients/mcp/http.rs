@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use jsonrpsee::core::middleware::{Batch, Notification, RpcServiceT};
 use jsonrpsee::types::{Id, Request};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -17,6 +19,7 @@ use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
 use super::MAX_MESSAGE;
+use super::auth::{Authorize, Challenge};
 use super::error::{McpError, excerpt, root_cause};
 use super::inbox::Inbox;
 use super::service::{Flight, NoBatches};
@@ -56,6 +59,7 @@ struct Inner {
     inbox: Arc<Inbox>,
     http: reqwest::Client,
     url: Url,
+    authorize: Option<Arc<dyn Authorize>>,
     /// From the answer to `initialize` alone: some servers put one on the refusal of a stranger, too.
     session: OnceLock<HeaderValue>,
     version: OnceLock<HeaderValue>,
@@ -76,7 +80,12 @@ enum Awaited {
 
 impl HttpService {
     /// For the endpoint of a server. Nothing is sent yet.
-    pub(super) fn new(url: &str, config: &McpServerConfig, inbox: Arc<Inbox>) -> Result<Self, McpError> {
+    pub(super) fn new(
+        url: &str,
+        config: &McpServerConfig,
+        authorize: Option<Arc<dyn Authorize>>,
+        inbox: Arc<Inbox>,
+    ) -> Result<Self, McpError> {
         let wrong = |problem: String| McpError::Misconfigured { server: Arc::clone(inbox.server()), problem };
         let url = Url::parse(url)
             .ok()
@@ -104,7 +113,7 @@ impl HttpService {
         let http = http.build().map_err(|error| wrong(root_cause(&error)))?;
         let (session, version) = (OnceLock::new(), OnceLock::new());
         let (proven, lost) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { inner: Arc::new(Inner { inbox, http, url, session, version, proven, lost }) })
+        Ok(Self { inner: Arc::new(Inner { inbox, http, url, authorize, session, version, proven, lost }) })
     }
 
     /// The version of the session, sent along from now on.
@@ -131,7 +140,8 @@ impl HttpService {
         }
         inner.inbox.closed().cancel();
         if inner.session.get().is_some() {
-            let _ = timeout(SIDE_LIMIT, inner.request(Method::DELETE).send()).await;
+            let flight = Flight::plain("the end of the session", SIDE_LIMIT);
+            let _ = timeout(SIDE_LIMIT, inner.send(inner.request(Method::DELETE), &flight)).await;
         }
     }
 }
@@ -154,7 +164,7 @@ impl RpcServiceT for HttpService {
         let inner = Arc::clone(&self.inner);
         async move {
             let flight = Flight::plain(&n.method, SIDE_LIMIT);
-            let response = inner.post(&n).send().await.map_err(|error| inner.broken_off(&error, &flight))?;
+            let response = inner.send(inner.post(&n), &flight).await?;
             if response.status().is_success() { Ok(()) } else { Err(inner.refused(response, &flight, false).await) }
         }
     }
@@ -171,9 +181,7 @@ impl Inner {
         if self.inbox.closed().is_cancelled() {
             return Err(self.closed("the session has ended", false));
         }
-        let post = self.post(&request);
-        flight.leave();
-        let response = post.send().await.map_err(|error| self.broken_off(&error, &flight))?;
+        let response = self.send(self.post(&request), &flight).await?;
         if !response.status().is_success() {
             return Err(self.refused(response, &flight, false).await);
         }
@@ -286,7 +294,8 @@ impl Inner {
             (Incoming::Request { id, method }, _) => {
                 let answer = self.inbox.answer(&id, &method);
                 // Answered before the next event is read, so that a flood of requests waits for us.
-                let sent = timeout(SIDE_LIMIT, self.post_text(answer).send()).await;
+                let flight = Flight::plain("the answer to the server", SIDE_LIMIT);
+                let sent = timeout(SIDE_LIMIT, self.send(self.post_text(answer), &flight)).await;
                 if !matches!(sent, Ok(Ok(_))) {
                     self.inbox.noise("answer to the server that could not be sent");
                 }
@@ -326,12 +335,57 @@ impl Inner {
         tracing::debug!(mcp.server = %self.inbox.server(), "server offers no stream of its own, or no longer");
     }
 
-    async fn open_stream(&self, last_event: Option<HeaderValue>) -> reqwest::Result<Response> {
+    /// Sends a request, authorised; once more if it is refused for want of that and the authoriser can do better.
+    async fn send(&self, request: RequestBuilder, flight: &Flight) -> Result<Response, McpError> {
+        let Some(authorize) = &self.authorize else {
+            flight.leave();
+            return request.send().await.map_err(|error| self.broken_off(&error, flight));
+        };
+        let again = request.try_clone();
+        let (sent, response) = self.send_with(authorize.header().await?, request, flight).await?;
+        if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return Ok(response);
+        }
+        let challenge = Challenge {
+            status: response.status().as_u16(),
+            www_authenticate: response
+                .headers()
+                .get_all(WWW_AUTHENTICATE)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .collect(),
+            sent: sent.as_ref(),
+        };
+        match again {
+            Some(again) if authorize.challenged(challenge).await? => {
+                Ok(self.send_with(authorize.header().await?, again, flight).await?.1)
+            }
+            Some(_) | None => Ok(response),
+        }
+    }
+
+    async fn send_with(
+        &self,
+        authorization: Option<HeaderValue>,
+        mut request: RequestBuilder,
+        flight: &Flight,
+    ) -> Result<(Option<HeaderValue>, Response), McpError> {
+        if let Some(value) = &authorization {
+            let mut value = value.clone();
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        flight.leave();
+        let response = request.send().await.map_err(|error| self.broken_off(&error, flight))?;
+        Ok((authorization, response))
+    }
+
+    async fn open_stream(&self, last_event: Option<HeaderValue>) -> Result<Response, McpError> {
         let mut get = self.request(Method::GET).header(ACCEPT, EVENT_STREAM);
         if let Some(last_event) = last_event {
             get = get.header(LAST_EVENT_ID, last_event);
         }
-        get.send().await
+        self.send(get, &Flight::plain("the stream of events", Duration::MAX)).await
     }
 
     fn post(&self, message: &impl Serialize) -> RequestBuilder {

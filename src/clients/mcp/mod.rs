@@ -1,4 +1,4 @@
-//! MCP servers: one initialised [`Session`] over Streamable HTTP or a child process, spoken to by JSON-RPC.
+//! MCP servers: an [`Endpoint`] opens a [`Session`] over Streamable HTTP or with a child process, spoken to by JSON-RPC.
 //! Reconnecting, retrying and remembering a server's tools are not here: a session that is lost says so and stays lost.
 //!
 //! ```text
@@ -7,8 +7,10 @@
 //!
 //! Every arrow is jsonrpsee's `RpcServiceT`, so a layer or another transport is one more implementation of that trait.
 
+pub mod auth;
 mod child;
 mod client;
+mod endpoint;
 mod error;
 mod http;
 mod inbox;
@@ -20,6 +22,7 @@ mod stdio;
 mod wire;
 
 pub use client::{CallMeta, McpTool, ServerInfo};
+pub use endpoint::Endpoint;
 pub use error::McpError;
 pub use session::Session;
 

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::client::{CallMeta, Client, McpTool, ServerInfo};
+use super::endpoint::Endpoint;
 use super::error::McpError;
 use super::http::HttpService;
 use super::inbox::Inbox;
@@ -35,12 +36,16 @@ pub struct Session {
 impl Session {
     /// Connects and initialises within the server's `connect_timeout`.
     pub async fn connect(name: &str, config: &McpServerConfig) -> Result<Self, McpError> {
-        let server: Arc<str> = Arc::from(name);
-        let limit = config.connect_timeout;
-        match timeout(limit, Self::open(Arc::clone(&server), config)).await {
+        Self::connect_to(&Endpoint::new(name, config.clone())).await
+    }
+
+    /// Connects to an endpoint.
+    pub(super) async fn connect_to(endpoint: &Endpoint) -> Result<Self, McpError> {
+        let limit = endpoint.config.connect_timeout;
+        match timeout(limit, Self::open(endpoint)).await {
             Ok(session) => session,
             Err(_) => Err(McpError::TimedOut {
-                server,
+                server: Arc::clone(&endpoint.server),
                 what: String::from("the opening of a session"),
                 limit,
                 may_have_run: false,
@@ -48,10 +53,13 @@ impl Session {
         }
     }
 
-    async fn open(server: Arc<str>, config: &McpServerConfig) -> Result<Self, McpError> {
+    async fn open(endpoint: &Endpoint) -> Result<Self, McpError> {
+        let (server, config) = (Arc::clone(&endpoint.server), &endpoint.config);
         let inbox = Inbox::new(Arc::clone(&server));
         let transport = match (&config.url, &config.command) {
-            (Some(url), None) => Transport::Http(HttpService::new(url, config, Arc::clone(&inbox))?),
+            (Some(url), None) => {
+                Transport::Http(HttpService::new(url, config, endpoint.authorize.clone(), Arc::clone(&inbox))?)
+            }
             (None, Some(program)) => Transport::Stdio(StdioService::spawn(program, config, Arc::clone(&inbox))?),
             (Some(_), Some(_)) | (None, None) => {
                 let problem = String::from("set either `url` or `command`");
