@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::blob::BlobRef;
 use crate::domain::cancel::CancelOrder;
+use crate::domain::delta::Deltas;
 use crate::domain::event::EventType;
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
 use crate::domain::journal::JournalEntry;
@@ -109,6 +110,8 @@ pub struct LlmRequest {
     pub tools_allowed: bool,
     /// The JSON Schema that the answer must satisfy.
     pub output_schema: Option<Arc<Value>>,
+    /// Where the pieces of the answer are told while it is written; nothing where nobody watches.
+    pub deltas: Option<Deltas>,
     /// Who calls and until when.
     pub context: CallContext,
 }
@@ -222,6 +225,11 @@ pub trait Journal {
 
 /// Live progress, best effort: never waits, never fails.
 pub trait Events {
+    /// Whether anybody wants to be told steps of this kind.
+    fn wants(&self, _kind: EventType) -> bool {
+        true
+    }
+
     /// Tells a step of this delivery.
     fn progress(&self, delivery: &Arc<Delivery>, kind: EventType, data: Value);
 }

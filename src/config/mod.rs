@@ -236,6 +236,19 @@ pub enum AuthHeader {
     Bearer,
 }
 
+/// When something is done that depends on the call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// Where it pays.
+    #[default]
+    Auto,
+    /// With every call.
+    Always,
+    /// With none.
+    Never,
+}
+
 /// One provider of models. Members that are absent take the defaults written in `config/default.toml`.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -256,6 +269,10 @@ pub struct ProviderConfig {
     pub betas: Vec<String>,
     /// Tokens that may be written where the node says nothing.
     pub max_tokens: NonZeroU32,
+    /// Whether answers are read while they are written.
+    pub stream: When,
+    /// Whether conversations are put into the provider's cache.
+    pub cache: When,
     /// How long one call may take.
     #[serde(with = "duration")]
     pub timeout: Duration,
@@ -295,6 +312,8 @@ impl Default for ProviderConfig {
             version: String::from("2026-10-21"),
             betas: Vec::new(),
             max_tokens: NonZeroU32::new(16_000).expect("16000 is not zero"),
+            stream: When::Auto,
+            cache: When::Auto,
             timeout: Duration::from_secs(600),
             stall_timeout: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(5),

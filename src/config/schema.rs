@@ -174,6 +174,9 @@ pub const FALLBACK_KEYS: &[(&str, &str)] = &[("ANTHROPIC_API_KEY", "anthropic"),
 /// What may follow when nobody knows whether a tool call took effect.
 const UNKNOWN_OUTCOME: Kind = Kind::OneOf(&["ask_model", "fail", "retry"]);
 
+/// When something is done that depends on the call.
+const WHEN: Kind = Kind::OneOf(&["auto", "always", "never"]);
+
 /// Every key there is, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
     key("worker.id", Kind::Text),
@@ -208,6 +211,8 @@ pub const KEYS: &[Key] = &[
     key("llm.providers.*.version", Kind::Text).or("2026-10-21"),
     key("llm.providers.*.betas", Kind::List).or("[]"),
     key("llm.providers.*.max_tokens", count(1, u32::MAX as u64, "tokens")).or("16000"),
+    key("llm.providers.*.stream", WHEN).or("auto"),
+    key("llm.providers.*.cache", WHEN).or("auto"),
     key("llm.providers.*.timeout", time(1)).or("10m"),
     key("llm.providers.*.stall_timeout", time(1)).or("2m"),
     key("llm.providers.*.connect_timeout", time(1)).or("5s"),

@@ -3,6 +3,7 @@
 
 pub mod blob;
 pub mod cancel;
+pub mod delta;
 pub mod event;
 pub mod ids;
 pub mod journal;

@@ -96,6 +96,8 @@ pub struct LlmConfig {
     pub stop_sequences: Vec<String>,
     /// How hard the model tries, in the provider's words.
     pub effort: Option<String>,
+    /// Whether the provider holds the model to the schemas of the tools, where it can.
+    pub strict_tools: bool,
     /// The provider's own thinking settings, sent as they are.
     pub thinking: Option<Value>,
     /// The JSON Schema that the answer must satisfy.
@@ -198,6 +200,7 @@ const LLM_MEMBERS: &[&str] = &[
     "stop",
     "effort",
     "thinking",
+    "strict_tools",
     "output_schema",
     "extra",
 ];

@@ -12,9 +12,10 @@ pub use actix_web::dev::ServerHandle;
 use actix_web::http::StatusCode;
 use actix_web::web::{self, Bytes, Data, PayloadConfig, ServiceConfig};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
+use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
-use crate::clients::llm::script::{ApiError, ScriptedModel};
+use crate::clients::llm::script::{ApiError, Pending, ScriptedModel};
 
 /// Bytes of a request, as the real service takes.
 const MAX_REQUEST: usize = 32 * 1024 * 1024;
@@ -79,7 +80,10 @@ async fn messages(request: HttpRequest, body: Bytes, service: Data<Service>) -> 
         Ok((version, body)) => {
             let pending = service.model.answer(&body, version);
             tokio::time::sleep(pending.delay).await;
-            service.model.finish(pending)
+            match pending.events() {
+                Some(events) if body["stream"] == true => return streamed(events, pending, service, request_id),
+                _ => service.model.finish(pending),
+            }
         }
         Err(error) => Err(error),
     };
@@ -96,6 +100,28 @@ async fn messages(request: HttpRequest, body: Bytes, service: Data<Service>) -> 
             response.json(error.body(&request_id))
         }
     }
+}
+
+/// The answer as events, one after the other. It counts once its last event is asked for: a client that went away
+/// before has not got it.
+fn streamed(events: Vec<Value>, pending: Pending, service: Data<Service>, request_id: String) -> HttpResponse {
+    let pace = pending.pace;
+    let mut pending = Some(pending);
+    let last = events.len().saturating_sub(1);
+    let events = stream::iter(events.into_iter().enumerate()).then(move |(at, event)| {
+        if let Some(pending) = pending.take_if(|_| at == last) {
+            // It was ready when it was asked for, so there is no error to tell.
+            let _ = service.model.finish(pending);
+        }
+        async move {
+            if at > 0 {
+                tokio::time::sleep(pace).await;
+            }
+            let kind = event["type"].as_str().unwrap_or_default();
+            Ok::<_, std::convert::Infallible>(Bytes::from(format!("event: {kind}\ndata: {event}\n\n")))
+        }
+    });
+    HttpResponse::Ok().insert_header(("request-id", request_id)).content_type("text/event-stream").streaming(events)
 }
 
 /// Checks what the real service checks before it reads the body.
@@ -139,7 +165,8 @@ mod tests {
     use super::*;
     use crate::clients::llm::fixture::{assistant, go_on, provider, request, with_settings, with_tools};
     use crate::clients::llm::{LlmClient, LlmError};
-    use crate::config::ProviderConfig;
+    use crate::config::{ProviderConfig, When};
+    use crate::domain::delta::{Deltas, Piece};
     use crate::domain::message::{StopReason, Turn};
     use crate::domain::outcome::Failure;
 
@@ -178,6 +205,8 @@ rules:
     reply: {json: {n: 1}}
   - match: {prompt: slow}
     reply: {text: late, delay: 400ms}
+  - match: {prompt: paced}
+    reply: {text: one piece after the other and then the last, pace: 40ms}
 "#;
 
     struct Running {
@@ -247,6 +276,55 @@ rules:
         let failure = Failure::from(running.client().complete(&call).await.expect_err("a changed block"));
         assert_eq!(failure.code, "invalid_request");
         assert!(failure.message.contains("Invalid `signature`"), "{}", failure.message);
+        running.handle.stop(false).await;
+    }
+
+    #[actix_web::test]
+    async fn a_streamed_answer_is_the_answer_that_would_have_come_as_a_whole() {
+        let running = start();
+        let streaming = ProviderConfig { stream: When::Always, ..provider(&running.base_url) };
+        let streaming = LlmClient::new("main", &streaming).expect("a valid provider");
+        let prompts = ["weather please", "json", "reason pause_turn", "reason refusal", "reason stop_sequence"];
+        for prompt in prompts {
+            let mut call = with_tools(request(prompt), &["get_weather"]);
+            let whole = running.client().complete(&call).await.expect("a whole answer");
+            let deltas = Deltas::default();
+            call.deltas = Some(deltas.clone());
+            let streamed = streaming.complete(&call).await.expect("a streamed answer");
+            assert_eq!(streamed.turn.raw.get(), whole.turn.raw.get(), "{prompt}");
+            assert_eq!((&streamed.stop_reason, &streamed.usage), (&whole.stop_reason, &whole.usage), "{prompt}");
+            assert_eq!(streamed.turn.tool_uses, whole.turn.tool_uses);
+            let told = deltas.fetch();
+            assert_eq!(told[0], Piece::Begin);
+            let text = told
+                .iter()
+                .filter_map(|piece| if let Piece::Text { text } = piece { Some(text.as_str()) } else { None });
+            assert_eq!(text.collect::<String>(), whole.turn.text, "{prompt}");
+        }
+        let log = running.model.log();
+        assert_eq!((log.requests, log.completions), (10, 10));
+        running.handle.stop(false).await;
+    }
+
+    #[actix_web::test]
+    async fn the_pieces_of_an_answer_are_there_before_its_end() {
+        let running = start();
+        let deltas = Deltas::default();
+        let mut call = request("paced");
+        call.deltas = Some(deltas.clone());
+        let client = running.client();
+        let answer = client.complete(&call);
+        tokio::pin!(answer);
+        let mut early = Vec::new();
+        let completion = loop {
+            tokio::select! {
+                completion = &mut answer => break completion.expect("an answer"),
+                () = tokio::time::sleep(Duration::from_millis(5)) => early.extend(deltas.fetch()),
+            }
+        };
+        let texts = early.iter().filter(|piece| matches!(piece, Piece::Text { .. })).count();
+        assert!(texts >= 3, "{early:?}");
+        assert_eq!(completion.turn.text, "one piece after the other and then the last");
         running.handle.stop(false).await;
     }
 

@@ -136,6 +136,7 @@ impl<P: Ports> Execution<'_, P> {
             tools: Arc::clone(&brief.tools),
             tools_allowed: dialogue.tools_allowed(),
             output_schema: brief.output_schema.clone(),
+            deltas: None,
             context: self.context(CallSite::Turn(turn)),
         };
         let operation = || self.attempt(Class::Safe, self.ports.llm().complete(request.clone()));

@@ -22,6 +22,7 @@ pub(crate) fn request(prompt: &str) -> LlmRequest {
         tools: Arc::from([]),
         tools_allowed: true,
         output_schema: None,
+        deltas: None,
         context: CallContext {
             graph_id: GraphId::new("g").expect("an id"),
             node_id: NodeId::new("n").expect("an id"),

@@ -26,9 +26,9 @@ use crate::ports::LlmRequest;
 #[derive(Debug)]
 pub enum LlmClient {
     /// The Anthropic Messages API, or a server that speaks it.
-    Anthropic(anthropic::AnthropicClient),
+    Anthropic(Box<anthropic::AnthropicClient>),
     /// A script of turns, in this process.
-    Scripted(scripted::ScriptedClient),
+    Scripted(Box<scripted::ScriptedClient>),
 }
 
 impl LlmClient {
@@ -36,8 +36,8 @@ impl LlmClient {
     /// that a worker without one still runs nodes that need no model.
     pub fn new(name: &str, config: &ProviderConfig) -> Result<Self, LlmError> {
         match config.kind {
-            ProviderKind::Anthropic => anthropic::AnthropicClient::new(name, config).map(Self::Anthropic),
-            ProviderKind::Scripted => scripted::ScriptedClient::new(name, config).map(Self::Scripted),
+            ProviderKind::Anthropic => anthropic::AnthropicClient::new(name, config).map(Box::new).map(Self::Anthropic),
+            ProviderKind::Scripted => scripted::ScriptedClient::new(name, config).map(Box::new).map(Self::Scripted),
         }
     }
 

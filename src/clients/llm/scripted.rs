@@ -2,9 +2,11 @@
 //! HTTP, only nothing is sent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
+use super::anthropic::stream::{Assembly, Step};
 use super::anthropic::{request, response};
 use super::error::LlmError;
 use super::script::{ApiError, ScriptedModel};
@@ -42,15 +44,45 @@ impl ScriptedClient {
         let prepared = request::prepare(request, &self.config);
         let body: Value = serde_json::from_slice(&prepared.body).expect("the body was just written as JSON");
         let pending = self.script.answer(&body, &self.config.version);
-        if pending.delay > limit {
-            tokio::time::sleep(limit).await;
-            return Err(LlmError::TimedOut { provider: self.name.clone(), limit, request_id: None });
-        }
-        tokio::time::sleep(pending.delay).await;
-        let message = self.script.finish(pending).map_err(|error| self.refused(error))?;
+        let told = async {
+            tokio::time::sleep(pending.delay).await;
+            match pending.events() {
+                Some(events) if body["stream"] == true => {
+                    self.put_together(events, pending.pace, request).await.map(Some)
+                }
+                _ => Ok(None),
+            }
+        };
+        let told = tokio::time::timeout(limit, told).await;
+        let told = told.map_err(|_| LlmError::TimedOut { provider: self.name.clone(), limit, request_id: None })??;
+        let whole = self.script.finish(pending).map_err(|error| self.refused(error))?;
+        let message = told.unwrap_or_else(|| whole.to_string().into_bytes());
         let model = request.settings.model.as_deref().unwrap_or(&self.config.model);
-        response::completion(message.to_string().as_bytes(), model, None, prepared.warnings)
-            .map_err(|problem| LlmError::Malformed { provider: self.name.clone(), problem, request_id: None })
+        response::completion(&message, model, None, prepared.warnings).map_err(|problem| LlmError::Malformed {
+            provider: self.name.clone(),
+            problem,
+            request_id: None,
+        })
+    }
+
+    async fn put_together(
+        &self,
+        events: Vec<Value>,
+        pace: Duration,
+        request: &LlmRequest,
+    ) -> Result<Vec<u8>, LlmError> {
+        let (deltas, provider) = (request.deltas.as_ref(), || self.name.clone());
+        deltas.inspect(|deltas| deltas.begin());
+        let mut assembly = Assembly::default();
+        for event in events {
+            tokio::time::sleep(pace).await;
+            let step = assembly.take(&event.to_string(), deltas);
+            let broken = |problem| LlmError::BrokenStream { provider: provider(), problem, request_id: None };
+            if let Step::Message(body) = step.map_err(broken)? {
+                return Ok(body);
+            }
+        }
+        Err(LlmError::Truncated { provider: provider(), request_id: None })
     }
 
     fn refused(&self, error: ApiError) -> LlmError {

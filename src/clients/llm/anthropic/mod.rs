@@ -1,17 +1,28 @@
 //! The Anthropic Messages API over HTTP: one request, one answer. How it travels is the transport's.
 
+mod choice;
 mod content;
+mod messages;
 pub(super) mod request;
 pub(super) mod response;
+pub(super) mod stream;
+#[cfg(test)]
+mod tests;
 
+use futures_util::FutureExt;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::clients::llm::LlmError;
-use crate::clients::llm::transport::{Transport, endpoint};
+use crate::clients::llm::anthropic::stream::{Assembly, Step};
+use crate::clients::llm::transport::{Events, Transport, endpoint};
 use crate::config::{AuthHeader, ProviderConfig};
+use crate::domain::delta::Deltas;
 use crate::domain::message::Completion;
 use crate::ports::LlmRequest;
+
+/// The status of an answer that began well.
+const OK: u16 = 200;
 
 /// The client of one provider that speaks the Messages API.
 #[derive(Debug)]
@@ -72,7 +83,11 @@ impl AnthropicClient {
         let answer = self.transport.post(request, prepared.body).await?;
         let (ok, status, headers) = (answer.ok(), answer.status, answer.headers().clone());
         let request_id = answer.request_id.clone();
-        let body = answer.body().await;
+        let body = if ok && answer.streams() {
+            self.put_together(answer.events(), &headers, request.deltas.as_ref()).await
+        } else {
+            answer.body().await
+        };
         if !ok {
             // The status says enough even where its body does not arrive whole.
             return Err(self.refused(status, &headers, &body.unwrap_or_default()));
@@ -83,6 +98,30 @@ impl AnthropicClient {
         }
         response::completion(&body, model, request_id.clone(), prepared.warnings)
             .map_err(|problem| LlmError::Malformed { provider: self.name.clone(), problem, request_id })
+    }
+
+    /// Reads a stream to the end of its message. One that ends before is no answer, however much it has said.
+    async fn put_together(
+        &self,
+        mut events: Events<'_>,
+        headers: &HeaderMap,
+        deltas: Option<&Deltas>,
+    ) -> Result<Vec<u8>, LlmError> {
+        let mut assembly = Assembly::default();
+        deltas.inspect(|deltas| deltas.begin());
+        loop {
+            let event = events.next().await?.ok_or_else(|| events.truncated())?;
+            match assembly.take(&event.data, deltas).map_err(|problem| events.broken(problem))? {
+                Step::More => {}
+                Step::Message(body) => {
+                    // The end of the body is usually there already; with it the connection can be used again.
+                    let _ = events.next().now_or_never();
+                    return Ok(body);
+                }
+                // The status was sent long ago; the type says what happened.
+                Step::Failed => return Err(self.refused(OK, headers, event.data.as_bytes())),
+            }
+        }
     }
 
     fn refused(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> LlmError {

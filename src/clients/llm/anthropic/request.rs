@@ -5,13 +5,12 @@ use std::borrow::Cow;
 use std::sync::Once;
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::content;
+use super::choice;
+use super::messages::{Message, message};
 use crate::clients::llm::schema;
-use crate::config::ProviderConfig;
-use crate::domain::message::{ToolResult, Turn};
+use crate::config::{ProviderConfig, When};
 use crate::domain::tool::ToolSpec;
 use crate::ports::LlmRequest;
 
@@ -24,10 +23,13 @@ pub(in crate::clients::llm) const SAMPLING: &[&str] = &["temperature", "top_p", 
 const OURS: &[(&str, &str)] = &[
     ("model", "`llm_config.model`"),
     ("max_tokens", "`llm_config.max_tokens`"),
-    ("system", "`system`"),
     ("messages", "the prompt or the task"),
-    ("stream", "nothing: answers are read whole"),
+    ("stream", "`stream` of the provider"),
 ];
+
+/// Tokens above which an answer is streamed: written without a pause it could take longer than ten minutes, and by then
+/// whatever stands between has closed a connection on which nothing comes.
+const LONGEST_WHOLE: u32 = 21_333;
 
 /// A body with the remarks that belong to it.
 pub(in crate::clients::llm) struct Prepared {
@@ -41,7 +43,7 @@ pub(in crate::clients::llm) struct Prepared {
 pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderConfig) -> Prepared {
     let mut warnings = Vec::new();
     let settings = &request.settings;
-    let mut system = request.system.as_deref().filter(|system| !system.is_empty()).map(Cow::Borrowed);
+    let mut told = None;
     let mut members = Map::new();
     let mut output_config = Map::new();
     if let Some(effort) = &settings.effort {
@@ -56,7 +58,7 @@ pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderCo
                 warnings.push(format!(
                     "the API cannot enforce `output_schema`, so the model is only told about it: {reason}"
                 ));
-                system = Some(Cow::Owned(told(system.as_deref(), full)));
+                told = Some(full);
             }
         }
     }
@@ -73,18 +75,28 @@ pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderCo
         }
     }
     extend(&mut members, &mut output_config, &settings.extra, &mut warnings);
-    if !tools.is_empty() && !request.tools_allowed {
-        // The tools stay listed: the history uses them, and taking them away would change the cached prefix.
-        members.insert(String::from("tool_choice"), json!({"type": "none"}));
+    let model = settings.model.as_deref().unwrap_or(&config.model);
+    choice::settle(&mut members, request, model, tools.is_empty(), &mut warnings);
+    let cache = caches(request, config, &members);
+    if cache {
+        // Marks the end of the conversation, so that the next turn finds all of this one in the cache.
+        members.insert(String::from("cache_control"), json!({"type": "ephemeral"}));
     }
     if !output_config.is_empty() {
         members.insert(String::from("output_config"), Value::Object(output_config));
     }
     leave_out_sampling(&mut members, &config.version, &mut warnings);
+    let max_tokens = settings.max_tokens.unwrap_or(config.max_tokens).get();
+    let streams = match config.stream {
+        When::Auto => request.deltas.is_some() || max_tokens > LONGEST_WHOLE,
+        When::Always => true,
+        When::Never => false,
+    };
     let body = Body {
-        model: settings.model.as_deref().unwrap_or(&config.model),
-        max_tokens: settings.max_tokens.unwrap_or(config.max_tokens).get(),
-        system,
+        model,
+        max_tokens,
+        stream: streams.then_some(true),
+        system: system(request, told, cache, &mut warnings),
         tools,
         members,
         messages: request.turns.iter().filter_map(|turn| message(turn)).collect(),
@@ -93,7 +105,8 @@ pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderCo
 }
 
 fn tools<'a>(request: &'a LlmRequest, warnings: &mut Vec<String>) -> Vec<Tool<'a>> {
-    let mut tools: Vec<Tool<'_>> = request.tools.iter().map(Tool::own).collect();
+    let strict = request.settings.strict_tools;
+    let mut tools: Vec<Tool<'_>> = request.tools.iter().map(|tool| Tool::own(tool, strict)).collect();
     match request.settings.extra.get("tools") {
         Some(Value::Array(more)) => tools.extend(more.iter().map(Tool::Extra)),
         Some(_) => warnings.push(String::from("`llm_config.extra.tools` was left out: it is not a list")),
@@ -115,7 +128,7 @@ fn extend(
             continue;
         }
         match (name.as_str(), value) {
-            ("tools", _) => {}
+            ("tools" | "system", _) => {}
             ("output_config", Value::Object(more)) => {
                 output_config.extend(more.iter().map(|(name, value)| (name.clone(), value.clone())));
             }
@@ -141,24 +154,45 @@ fn leave_out_sampling(members: &mut Map<String, Value>, version: &str, warnings:
     }
 }
 
-fn told(system: Option<&str>, schema: &Value) -> String {
-    let rule = format!("Answer with one JSON value and nothing else. It must satisfy this JSON Schema:\n{schema}");
-    match system {
-        Some(system) => format!("{system}\n\n{rule}"),
-        None => rule,
-    }
+/// Whether the conversation is put into the provider's cache. A loop reads it again with every turn; a single question
+/// would only pay for the writing. A node that says something of its own about the cache is left alone.
+fn caches(request: &LlmRequest, config: &ProviderConfig, members: &Map<String, Value>) -> bool {
+    let wanted = match config.cache {
+        When::Auto => !request.tools.is_empty(),
+        When::Always => true,
+        When::Never => false,
+    };
+    wanted && !members.contains_key("cache_control")
 }
 
-fn message(turn: &Turn) -> Option<Message<'_>> {
-    match turn {
-        Turn::User(text) => Some(Message { role: "user", content: Content::Text(text) }),
-        // The API itself may answer with no content at all, but it does not take that back.
-        Turn::Assistant(turn) if turn.raw.get().chars().filter(|c| !c.is_ascii_whitespace()).eq("[]".chars()) => None,
-        Turn::Assistant(turn) => Some(Message { role: "assistant", content: Content::Raw(&turn.raw) }),
-        Turn::ToolResults(results) => {
-            Some(Message { role: "user", content: Content::Results(results.iter().map(ResultBlock::of).collect()) })
+/// The system prompt: a text where that is all, else blocks. In the cache it has a mark of its own, because other runs
+/// of the same node share it and the tools before it, but not the conversation.
+fn system(request: &LlmRequest, schema: Option<&Value>, cache: bool, warnings: &mut Vec<String>) -> Option<Value> {
+    let own = request.system.as_deref().filter(|system| !system.is_empty());
+    let rule = schema.map(|schema| {
+        format!("Answer with one JSON value and nothing else. It must satisfy this JSON Schema:\n{schema}")
+    });
+    let text = [own, rule.as_deref()].into_iter().flatten().collect::<Vec<_>>().join("\n\n");
+    let more = match request.settings.extra.get("system") {
+        Some(Value::Array(more)) => more.as_slice(),
+        Some(_) => {
+            warnings
+                .push(String::from("`llm_config.extra.system` was left out: it is not a list of blocks; set `system`"));
+            &[]
         }
+        None => &[],
+    };
+    if text.is_empty() {
+        return (!more.is_empty()).then(|| json!(more));
     }
+    if more.is_empty() && !cache {
+        return Some(Value::String(text));
+    }
+    let mut block = json!({"type": "text", "text": text});
+    if cache {
+        block["cache_control"] = json!({"type": "ephemeral"});
+    }
+    Some(Value::Array([block].into_iter().chain(more.iter().cloned()).collect()))
 }
 
 #[derive(Serialize)]
@@ -166,7 +200,9 @@ struct Body<'a> {
     model: &'a str,
     max_tokens: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    system: Option<Cow<'a, str>>,
+    stream: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system: Option<Value>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tools: Vec<Tool<'a>>,
     #[serde(flatten)]
@@ -181,51 +217,22 @@ enum Tool<'a> {
         name: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         description: Option<&'a str>,
-        input_schema: &'a Value,
+        input_schema: Cow<'a, Value>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        strict: Option<bool>,
     },
     Extra(&'a Value),
 }
 
 impl<'a> Tool<'a> {
-    fn own(tool: &'a ToolSpec) -> Self {
+    /// A tool of ours. A schema that the API cannot enforce goes out as the server wrote it, and not as strict.
+    fn own(tool: &'a ToolSpec, strict: bool) -> Self {
+        let enforced = if strict { schema::subset(&tool.input_schema).ok() } else { None };
         Self::Own {
             name: &tool.name,
             description: tool.description.as_deref().filter(|text| !text.is_empty()),
-            input_schema: &tool.input_schema,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Message<'a> {
-    role: &'static str,
-    content: Content<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Content<'a> {
-    Text(&'a str),
-    Raw(&'a RawValue),
-    Results(Vec<ResultBlock<'a>>),
-}
-
-#[derive(Serialize)]
-struct ResultBlock<'a> {
-    r#type: &'static str,
-    tool_use_id: &'a str,
-    content: Vec<Value>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    is_error: bool,
-}
-
-impl<'a> ResultBlock<'a> {
-    fn of(result: &'a ToolResult) -> Self {
-        Self {
-            r#type: "tool_result",
-            tool_use_id: &result.tool_use_id,
-            content: content::blocks(&result.content),
-            is_error: result.is_error,
+            strict: enforced.is_some().then_some(true),
+            input_schema: enforced.map_or(Cow::Borrowed(&*tool.input_schema), Cow::Owned),
         }
     }
 }
@@ -237,7 +244,8 @@ mod tests {
 
     use super::*;
     use crate::clients::llm::fixture::{assistant, request, with_settings, with_tools};
-    use crate::domain::message::text_block;
+    use crate::domain::delta::Deltas;
+    use crate::domain::message::{ToolResult, Turn, text_block};
 
     fn config() -> ProviderConfig {
         ProviderConfig { model: String::from("claude-x"), ..ProviderConfig::default() }
@@ -266,7 +274,7 @@ mod tests {
             json!({
                 "model": "claude-y", "max_tokens": 500, "stop": ["END"], "effort": "low",
                 "thinking": {"type": "adaptive", "display": "omitted"},
-                "extra": {"service_tier": "standard_only", "cache_control": {"type": "ephemeral"}},
+                "extra": {"service_tier": "standard_only", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
             }),
         );
         call.system = Some(String::from("be brief"));
@@ -286,7 +294,7 @@ mod tests {
                 "stop_sequences": ["END"],
                 "thinking": {"type": "adaptive", "display": "omitted"},
                 "service_tier": "standard_only",
-                "cache_control": {"type": "ephemeral"},
+                "cache_control": {"type": "ephemeral", "ttl": "1h"},
                 "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {
                     "type": "object",
                     "properties": {"n": {"type": "integer", "description": "(maximum: 9)"}},
@@ -414,6 +422,76 @@ mod tests {
             .map(|message| message["role"].clone())
             .collect();
         assert_eq!(roles, ["user", "user"]);
+    }
+
+    #[test]
+    fn an_answer_is_streamed_where_somebody_watches_or_it_may_be_long() {
+        let streams = |call: &LlmRequest, config: &ProviderConfig| {
+            let body: Value = serde_json::from_slice(&prepare(call, config).body).expect("a body");
+            body.get("stream").cloned().unwrap_or_default()
+        };
+        let mut watched = request("x");
+        watched.deltas = Some(Deltas::default());
+        let long = |tokens: u32| with_settings(request("x"), json!({ "max_tokens": tokens }));
+        assert_eq!(streams(&request("x"), &config()), Value::Null);
+        assert_eq!(streams(&watched, &config()), true);
+        assert_eq!(streams(&long(21_333), &config()), Value::Null);
+        assert_eq!(streams(&long(21_334), &config()), true);
+        let set = |stream| ProviderConfig { stream, ..config() };
+        assert_eq!(streams(&request("x"), &set(When::Always)), true);
+        assert_eq!(streams(&long(100_000), &set(When::Never)), Value::Null);
+    }
+
+    #[test]
+    fn a_loop_is_cached_with_a_mark_for_what_other_runs_share() {
+        let mut call = with_tools(request("x"), &["add"]);
+        call.system = Some(String::from("be brief"));
+        let body = json_of(&call);
+        let mark = json!({"type": "ephemeral"});
+        assert_eq!(body["cache_control"], mark);
+        assert_eq!(body["system"], json!([{"type": "text", "text": "be brief", "cache_control": mark}]));
+        let mut single = request("x");
+        single.system = Some(String::from("be brief"));
+        assert_eq!((json_of(&single).get("cache_control"), &json_of(&single)["system"]), (None, &json!("be brief")));
+        let with = |call: &LlmRequest, cache| {
+            let config = ProviderConfig { cache, ..config() };
+            serde_json::from_slice::<Value>(&prepare(call, &config).body).expect("a body")
+        };
+        assert_eq!(with(&single, When::Always)["cache_control"], mark);
+        assert_eq!(with(&call, When::Never).get("cache_control"), None);
+        // What the node says itself is all there is.
+        let own = with_settings(call, json!({"extra": {"cache_control": {"type": "ephemeral", "ttl": "1h"}}}));
+        assert_eq!(
+            (&json_of(&own)["cache_control"]["ttl"], &json_of(&own)["system"]),
+            (&json!("1h"), &json!("be brief"))
+        );
+    }
+
+    #[test]
+    fn blocks_of_the_node_follow_its_system_prompt() {
+        let block = json!({"type": "text", "text": "more", "cache_control": {"type": "ephemeral"}});
+        let mut call = with_settings(request("x"), json!({"extra": {"system": [block]}}));
+        assert_eq!(json_of(&call)["system"], json!([block]));
+        call.system = Some(String::from("first"));
+        assert_eq!(json_of(&call)["system"], json!([{"type": "text", "text": "first"}, block]));
+        let wrong = with_settings(request("x"), json!({"extra": {"system": "text"}}));
+        assert_eq!(prepare(&wrong, &config()).warnings.len(), 1);
+    }
+
+    #[test]
+    fn tools_are_strict_where_the_api_can_enforce_their_schemas() {
+        let mut call = with_settings(with_tools(request("x"), &["add", "any"]), json!({"strict_tools": true}));
+        let mut tools = call.tools.to_vec();
+        tools[1].input_schema = Arc::new(json!({"type": "object", "additionalProperties": {"type": "string"}}));
+        call.tools = tools.into();
+        let tools = json_of(&call)["tools"].clone();
+        assert_eq!(
+            (&tools[0]["strict"], &tools[0]["input_schema"]["additionalProperties"]),
+            (&json!(true), &json!(false))
+        );
+        assert_eq!(tools[0]["input_schema"]["properties"]["x"].get("minimum"), None);
+        assert_eq!(tools[1].get("strict"), None);
+        assert_eq!(tools[1]["input_schema"]["additionalProperties"], json!({"type": "string"}));
     }
 
     #[test]

@@ -74,9 +74,6 @@ pub(super) fn request(body: &Value, version: &str, pauses: bool) -> Checked {
     if body["max_tokens"].as_u64().is_none_or(|tokens| tokens == 0) {
         return refuse("max_tokens: a positive number is required");
     }
-    if body["stream"] == true {
-        return refuse("stream: the scripted model answers whole messages only");
-    }
     tools(body)?;
     if let Some(schema) = body["output_config"]["format"].get("schema") {
         output_schema(schema, "output_config.format.schema")?;

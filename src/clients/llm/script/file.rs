@@ -128,6 +128,9 @@ pub(super) struct Reply {
     pub usage: Option<UsageFile>,
     #[serde(deserialize_with = "duration")]
     pub delay: Duration,
+    /// The time between two events of an answer that is streamed.
+    #[serde(deserialize_with = "duration")]
+    pub pace: Duration,
     pub error: Option<ErrorReply>,
     pub fail_first: Option<FailFirst>,
 }

@@ -5,6 +5,7 @@ mod ask;
 mod check;
 mod file;
 mod reply;
+mod stream;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -58,6 +59,8 @@ impl ApiError {
 pub struct Pending {
     /// How long the model takes.
     pub delay: Duration,
+    /// How long it takes from one event to the next where the answer is streamed.
+    pub pace: Duration,
     turn: Option<(String, usize)>,
     result: Result<Value, ApiError>,
 }
@@ -102,6 +105,13 @@ pub struct ScriptedModel {
     calls: Mutex<Calls>,
 }
 
+impl Pending {
+    /// The events of the answer as it is streamed; none where it is an error, which is never streamed.
+    pub fn events(&self) -> Option<Vec<Value>> {
+        self.result.as_ref().ok().map(stream::events)
+    }
+}
+
 impl ScriptedModel {
     /// Reads a script in YAML or JSON.
     pub fn load(path: &Path) -> Result<Self, ScriptError> {
@@ -123,14 +133,14 @@ impl ScriptedModel {
     pub fn answer(&self, body: &Value, version: &str) -> Pending {
         self.calls().requests += 1;
         if let Err(error) = check::request(body, version, self.pauses) {
-            return Pending { delay: Duration::ZERO, turn: None, result: Err(error) };
+            return Pending { delay: Duration::ZERO, pace: Duration::ZERO, turn: None, result: Err(error) };
         }
         let ask = Ask::read(body);
-        let (delay, result) = self.decide(&ask);
-        Pending { delay, turn: Some((ask.key, ask.turn)), result }
+        let (delay, pace, result) = self.decide(&ask);
+        Pending { delay, pace, turn: Some((ask.key, ask.turn)), result }
     }
 
-    fn decide(&self, ask: &Ask) -> (Duration, Result<Value, ApiError>) {
+    fn decide(&self, ask: &Ask) -> (Duration, Duration, Result<Value, ApiError>) {
         let applying = self.rules.iter().enumerate().filter(|(_, rule)| ask.matches(&rule.when));
         let found = applying.filter_map(|(index, rule)| Some((index, rule, rule.replies.at(ask.turn)?))).next();
         let mut calls = self.calls();
@@ -138,13 +148,13 @@ impl ScriptedModel {
         conversation.requests += 1;
         let Some((index, rule, reply)) = found else {
             let message = format!("no rule of the script applies: {}", ask.summary());
-            return (Duration::ZERO, Err(ApiError::invalid(message)));
+            return (Duration::ZERO, Duration::ZERO, Err(ApiError::invalid(message)));
         };
         if let Some(fail) = &reply.fail_first {
             let failed = conversation.failures.entry((index, ask.turn)).or_default();
             if *failed < fail.times {
                 *failed += 1;
-                return (reply.delay, Err(reply::error(&fail.error())));
+                return (reply.delay, Duration::ZERO, Err(reply::error(&fail.error())));
             }
         }
         drop(calls);
@@ -158,7 +168,7 @@ impl ScriptedModel {
             }
             None => reply::message(reply, ask),
         };
-        (reply.delay, result)
+        (reply.delay, reply.pace, result)
     }
 
     /// Gives the answer and counts it. An answer that nobody waited for is not given, and so not counted.

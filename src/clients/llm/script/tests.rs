@@ -240,7 +240,6 @@ fn rules_of_the_api_are_held() {
         (with("temperature", json!(1)), "temperature: Extra inputs"),
         (with("top_k", json!(1)), "top_k: Extra inputs"),
         (with("colour", json!(1)), "colour: Extra inputs"),
-        (with("stream", json!(true)), "whole messages"),
         (with("tool_choice", json!({"type": "any"})), "forced tool use"),
         (with("tools", json!([{"name": "a b", "input_schema": {"type": "object"}}])), "does not match"),
         (with("tools", json!([{"name": "a", "input_schema": {}}])), "input_schema.type"),
