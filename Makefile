@@ -12,8 +12,8 @@ FAULTS := --locked --features failpoints --test faults
 # Handed to the program by `make run-local`, for example ARGS=--once.
 ARGS ?=
 
-# The node that scripts/setup chose goes before the machine's, which may be too old; its Redis only fills a gap.
-export PATH := $(CURDIR)/.cache/node/bin:$(PATH):$(CURDIR)/.cache/redis/bin
+# What scripts/setup chose goes before the machine's, which may be too old.
+export PATH := $(CURDIR)/.cache/node/bin:$(CURDIR)/.cache/redis/bin:$(PATH)
 LINT := .cache/lint/bin
 
 .PHONY: help

@@ -42,6 +42,18 @@ pub enum RedisServerError {
         /// What it names.
         path: String,
     },
+    /// Results cannot be written with its commands.
+    #[error(
+        "{} is version {version}; the worker needs 7.0 or newer. `scripts/setup run` gets one, and {VARIABLE} names one \
+         that is elsewhere",
+        program.display()
+    )]
+    TooOld {
+        /// The program.
+        program: PathBuf,
+        /// Its version.
+        version: String,
+    },
     /// A folder, a log or a process could not be made.
     #[error("a private Redis server cannot be started: {0}")]
     Io(#[from] io::Error),
@@ -77,6 +89,7 @@ impl RedisServer {
             let log = folder.path().join("redis.log");
             let mut process = launch(guard, &program, address, folder.path(), &log)?;
             match until_it_answers(&mut process, address, deadline) {
+                Ok(version) if is_old(&version) => return Err(RedisServerError::TooOld { program, version }),
                 Ok(version) => return Ok(Self { _process: process, address, version, _folder: folder }),
                 Err(why) => {
                     let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -126,6 +139,10 @@ fn find(variable: impl Fn(&str) -> Option<OsString>, cached: &Path) -> Result<Pa
     }
     let found = NAMES.iter().find_map(|name| on_path(Path::new(name)));
     found.or_else(|| is_program(cached).then(|| cached.to_owned())).ok_or(RedisServerError::NotFound)
+}
+
+fn is_old(version: &str) -> bool {
+    version.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major < 7)
 }
 
 fn is_program(file: &Path) -> bool {
@@ -188,6 +205,11 @@ mod tests {
         std::fs::write(&file, "#!/bin/sh\n").expect("a file can be written");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("it can be made a program");
         file
+    }
+
+    #[test]
+    fn a_server_before_version_7_is_too_old() {
+        assert!(is_old("6.2.14") && !is_old("7.0.15") && !is_old("10.1.0") && !is_old("unknown"));
     }
 
     #[test]
