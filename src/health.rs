@@ -24,6 +24,7 @@ pub struct Health {
     hold_told: AtomicBool,
     refused_ms: AtomicI64,
     events_full: AtomicBool,
+    forbidden: AtomicBool,
     required_down: AtomicUsize,
     current: Mutex<Option<String>>,
 }
@@ -44,6 +45,7 @@ impl Health {
             hold_told: AtomicBool::new(false),
             refused_ms: AtomicI64::new(i64::MIN),
             events_full: AtomicBool::new(false),
+            forbidden: AtomicBool::new(false),
             required_down: AtomicUsize::new(0),
             current: Mutex::new(None),
         }
@@ -115,10 +117,15 @@ impl Health {
         self.events_full.swap(full, Ordering::Relaxed)
     }
 
+    /// Redis would refuse a command that a result needs, or would not. Gives what was known before.
+    pub fn forbidden(&self, forbidden: bool) -> bool {
+        self.forbidden.swap(forbidden, Ordering::Relaxed)
+    }
+
     /// Whether there is no place for results, because Redis does not take them or nobody reads them: then no more
     /// work is fetched.
     pub fn stops_fetching(&self) -> bool {
-        self.holds_results() || self.events_full.load(Ordering::Relaxed)
+        self.holds_results() || self.events_full.load(Ordering::Relaxed) || self.forbidden.load(Ordering::Relaxed)
     }
 
     /// Whether the results that are held now have not been told of yet; true once.
@@ -172,6 +179,7 @@ impl Health {
             (self.holds_results(), "redis does not take results"),
             (!self.groups.load(Ordering::Relaxed), "the consumer group is not there yet"),
             (self.events_full.load(Ordering::Relaxed), "a terminal event stream is full"),
+            (self.forbidden.load(Ordering::Relaxed), "redis would refuse a command that results need"),
             (self.draining(), "the worker is stopping"),
             (self.required_down.load(Ordering::Relaxed) > 0, "a required tool server is away"),
             // A stopping worker lets its executors go while their last nodes still run.
@@ -240,6 +248,14 @@ mod tests {
         health.drain();
         assert!(health.live());
         assert_eq!(health.not_ready(), ["the worker is stopping"]);
+    }
+
+    #[test]
+    fn what_redis_forbids_stops_fetching_and_is_told() {
+        let health = running();
+        assert!(!health.forbidden(true) && health.stops_fetching() && health.live());
+        assert_eq!(health.not_ready(), ["redis would refuse a command that results need"]);
+        assert!(health.forbidden(false) && !health.stops_fetching() && health.not_ready().is_empty());
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Janitor: a pass each minute that leaves nothing behind, and between them a look at how long the terminal streams
-//! are. Every worker has one; each step may be done by several at once.
+//! Janitor: a pass each minute that leaves nothing behind, and between them a look at whether there is a place for
+//! results: how long the terminal streams are, and what Redis permits. Every worker has one; each step may be done by
+//! several at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Blobs, EventLog, Mended, RedisError, Upkeep};
+use crate::clients::redis::{Blobs, EventLog, Mended, Permissions, RedisError, Upkeep};
 use crate::health::Health;
 
 /// How often everything is looked through.
 const PASS: Duration = Duration::from_secs(60);
-/// How often the length of the terminal streams is looked at.
+/// How often it is looked whether there is a place for results.
 const LOOK: Duration = Duration::from_secs(5);
 /// Within this time after its start a worker begins its first pass.
 const FIRST: Duration = Duration::from_secs(1);
@@ -28,6 +29,8 @@ pub struct JanitorDeps {
     pub blobs: Blobs,
     /// Terminal streams.
     pub events: EventLog,
+    /// What Redis lets our scripts do.
+    pub permissions: Permissions,
     /// The work streams.
     pub streams: Vec<Arc<str>>,
     /// How long a consumer that holds nothing may be silent.
@@ -79,6 +82,7 @@ async fn clean_until_stopped(deps: &JanitorDeps) {
             deps.clean().await;
         }
         deps.watch_events().await;
+        deps.watch_permissions().await;
     }
 }
 
@@ -126,6 +130,23 @@ impl JanitorDeps {
                 );
             } else {
                 tracing::info!(entries = longest, "the terminal event streams have room again");
+            }
+        }
+    }
+
+    /// Stops fetching while a script would be refused a command, for what it had acknowledged by then would be lost.
+    async fn watch_permissions(&self) {
+        let Ok(missing) = self.permissions.missing().await else { return };
+        let forbidden = !missing.is_empty();
+        if self.health.forbidden(forbidden) != forbidden {
+            if forbidden {
+                tracing::error!(
+                    ?missing,
+                    "redis would refuse what results need, no more work is fetched until the \
+                    user of redis.url may run it"
+                );
+            } else {
+                tracing::info!("redis permits what results need again");
             }
         }
     }

@@ -248,6 +248,7 @@ impl PublisherDeps {
     {
         let mut holding = None;
         let mut attempt = 0;
+        let mut broken = None;
         loop {
             let answer = ask().await;
             if answer.is_ok() {
@@ -260,9 +261,19 @@ impl PublisherDeps {
                 }
                 Ok(answer) => {
                     self.health.redis_answers(true);
+                    if let (Settled::Lost, Some(problem)) = (&answer, broken) {
+                        tracing::error!(
+                            problem,
+                            "redis broke off the writing of a result and does not know its entry \
+                            now: unless another worker took it over, the result is lost"
+                        );
+                    }
                     return Some(answer);
                 }
                 Err(error) => {
+                    if error.may_be_half_done() {
+                        broken = Some(error.to_string());
+                    }
                     if error.is_outage() {
                         self.health.redis_answers(false);
                     }

@@ -27,8 +27,8 @@ use crate::actors::registrar::Registrar;
 use crate::actors::store::StateStore as StoreActor;
 use crate::actors::supervise::supervise;
 use crate::clients::redis::{
-    Blobs, EventLog, JournalWriter, Keys, Leases, Link, ParkingLot, ServerFacts, Settler, StateStore, Upkeep,
-    WorkStreams, WorkerRegistry, preflight,
+    Blobs, EventLog, JournalWriter, Keys, Leases, Link, ParkingLot, Permissions, RedisError, ServerFacts, Settler,
+    StateStore, Upkeep, WorkStreams, WorkerRegistry, preflight,
 };
 use crate::config::Config;
 use crate::domain::event::EventType;
@@ -43,6 +43,10 @@ use wiring::{Running, start_on};
 pub const EXIT_CONFIG: i32 = 78;
 /// How long results may still be written after the grace time is over.
 const LAST_RESULTS: Duration = Duration::from_secs(3);
+/// How long running items have to be handed back after a second signal.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// A signal that is repeated this soon is the same order: who signals a process and then its group sends two.
+const SAME_ORDER: Duration = Duration::from_secs(1);
 /// How long HTTP, tool servers and the registry may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -116,6 +120,16 @@ impl Signals {
         tokio::select! {
             _ = self.term.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// The first signal after this moment.
+    async fn next_after(&mut self, moment: Instant) -> &'static str {
+        loop {
+            let name = self.next().await;
+            if Instant::now() >= moment {
+                return name;
+            }
         }
     }
 }
@@ -241,10 +255,12 @@ impl Worker {
             metrics: Arc::clone(&metrics),
             stop: phases.drain.clone(),
         });
+        let permissions = Permissions::new(link.clone(), keys.clone(), reader_deps.streams.clone());
         let janitor_deps = Arc::new(JanitorDeps {
             upkeep: Upkeep::new(link.clone(), keys.clone(), &config.work.group, Arc::clone(&consumer)),
             blobs,
             events: event_log,
+            permissions: permissions.clone(),
             streams: reader_deps.streams.clone(),
             reap_after: config.work.reap_after.max(config.lease.duration.saturating_mul(3)),
             maxlen: config.events.maxlen.get(),
@@ -252,7 +268,7 @@ impl Worker {
             health: Arc::clone(&health),
             stop: phases.drain.clone(),
         });
-        refuse_eviction(link.clone(), &config.redis.url).await?;
+        inspect(link.clone(), permissions, &config.redis.url).await?;
         supervise("janitor", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
             Janitor::new(Arc::clone(&janitor_deps), watch).start()
         });
@@ -301,9 +317,10 @@ impl Worker {
     }
 
     /// Waits for the signal, then stops in order: not ready, no more reads, running items finish, the rest is handed
-    /// back, results are written, leases end, HTTP stops. A second signal stops at once.
+    /// back, results are written, leases end, HTTP stops. A second signal hands everything back at once.
     async fn until_signalled(mut self) -> i32 {
         let name = self.signals.next().await;
+        let told = Instant::now();
         tracing::info!(signal = name, in_flight = self.in_flight.len(), grace = ?self.config.shutdown.grace,
             "stopping: no more work is taken");
         let Self { config, health, in_flight, permits, leases, running, http, registrar, phases, mut signals } = self;
@@ -338,8 +355,12 @@ impl Worker {
                 tracing::info!("stopped");
                 0
             }
-            name = signals.next() => {
+            name = signals.next_after(told + SAME_ORDER) => {
                 tracing::warn!(signal = name, "a second signal: stopping at once, other workers take over what is left");
+                phases.drain.cancel();
+                in_flight.stop_all();
+                idle_by(&permits, config.pool.size.get(), Instant::now() + LAST_WORDS).await;
+                phases.end.cancel();
                 130
             }
         }
@@ -352,18 +373,18 @@ async fn idle_by(permits: &Semaphore, size: usize, deadline: Instant) -> bool {
     tokio::time::timeout_at(deadline.into(), all).await.is_ok()
 }
 
-/// Checks the server once it answers: an evicting one would delete the work stream under memory pressure.
-async fn refuse_eviction(link: Link, address: &str) -> anyhow::Result<()> {
-    // An unreachable server is no reason not to start; the check then follows as soon as it answers.
-    match preflight(&link).await {
-        Ok(facts) => Ok(check(&facts)?),
+/// Looks at the server once it answers. One that cannot be relied on is refused before anything is read from it.
+async fn inspect(link: Link, permissions: Permissions, address: &str) -> anyhow::Result<()> {
+    // An unreachable server is no reason not to start; the look then follows as soon as it answers.
+    match facts(&link, &permissions).await {
+        Ok((facts, missing)) => Ok(check(&facts, &missing)?),
         Err(error) => {
             tracing::warn!(%error, address, "redis does not answer yet, waiting for it");
             actix::spawn(async move {
                 loop {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    let Ok(facts) = preflight(&link).await else { continue };
-                    if let Err(refused) = check(&facts) {
+                    let Ok((facts, missing)) = facts(&link, &permissions).await else { continue };
+                    if let Err(refused) = check(&facts, &missing) {
                         tracing::error!(%refused, "the worker stops");
                         System::current().stop_with_code(EXIT_CONFIG);
                     }
@@ -375,7 +396,22 @@ async fn refuse_eviction(link: Link, address: &str) -> anyhow::Result<()> {
     }
 }
 
-fn check(facts: &ServerFacts) -> Result<(), Refused> {
+async fn facts(link: &Link, permissions: &Permissions) -> Result<(ServerFacts, Vec<String>), RedisError> {
+    Ok((preflight(link).await?, permissions.missing().await?))
+}
+
+fn check(facts: &ServerFacts, missing: &[String]) -> Result<(), Refused> {
+    if let Some(version) = facts.too_old() {
+        return Err(Refused(format!(
+            "redis is version {version}, which lacks commands that results are written with; use 7.0 or newer"
+        )));
+    }
+    if !missing.is_empty() {
+        return Err(Refused(format!(
+            "redis does not let its user run {}, and results would be lost on the way; permit it with ACL SETUSER",
+            missing.join(", ")
+        )));
+    }
     if facts.evicts() {
         let policy = facts.maxmemory_policy.clone().unwrap_or_default();
         return Err(Refused(format!(

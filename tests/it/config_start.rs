@@ -139,6 +139,35 @@ async fn a_redis_that_evicts_is_refused_whenever_it_is_seen() {
 }
 
 #[tokio::test]
+async fn a_user_who_may_not_run_what_results_need_is_refused_before_work_is_read() {
+    let bed = Bed::with_own_redis(&[]).await;
+    bed.ask::<()>(&["ACL", "SETUSER", "worker", "on", ">s3cr3t", "~*", "&*", "+@all", "-del", "-zadd"]).await;
+    let user = |spec: Spec| {
+        let port = bed.server().port();
+        spec.env("REDIS_ADDR", format!("redis://worker@127.0.0.1:{port}")).env("REDIS_PASS", "s3cr3t")
+    };
+    let item = json!({"graph_id": "g", "node_id": "n", "inputs": {}, "config": {"tool_name": "current_time"}});
+    bed.submit(&item).await;
+    refused("two commands", user(bed.worker("w1")), &["DEL ", ":done:", "ZADD ", "ACL SETUSER"]).await;
+    let (streams, states) = (format!("~{}*", bed.stream), format!("~{}", bed.key("state:*")));
+    bed.ask::<()>(&["ACL", "SETUSER", "worker", "+del", "+zadd", "resetkeys", &streams, &states]).await;
+    refused("keys", user(bed.worker("w1")), &["EVALSHA with the keys of", "ACL SETUSER"]).await;
+    assert_eq!(bed.ask::<usize>(&["XLEN", &bed.stream]).await, 1, "the item waits for a worker that can end it");
+    bed.ask::<()>(&["ACL", "SETUSER", "worker", "~*"]).await;
+    let worker = user(bed.worker("w1")).start().ready().await;
+    bed.ended(1).await;
+
+    // What is taken away later stops the worker from taking more, and nothing is lost meanwhile.
+    bed.ask::<()>(&["ACL", "SETUSER", "worker", "-rename"]).await;
+    let body = worker.answers("/ready", 503).await.json();
+    assert_eq!(body["reasons"], json!(["redis would refuse a command that results need"]));
+    bed.ask::<()>(&["ACL", "SETUSER", "worker", "+rename"]).await;
+    worker.answers("/ready", 200).await;
+    bed.submit(&item).await;
+    bed.ended(2).await;
+}
+
+#[tokio::test]
 async fn a_password_is_used_and_never_shown() {
     let bed = Bed::with_own_redis(&[]).await;
     bed.ask::<()>(&["CONFIG", "SET", "requirepass", "s3cr3t"]).await;

@@ -1,5 +1,5 @@
-//! How a worker stops: what runs finishes, what does not is handed back, nothing more is taken, and a second signal
-//! ends it at once.
+//! How a worker stops: what runs finishes, what does not is handed back, nothing more is taken, and a later
+//! second signal hands all of it back at once.
 
 use std::time::{Duration, Instant};
 
@@ -95,20 +95,41 @@ async fn what_does_not_finish_in_time_is_handed_back_and_taken_at_once() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_the_worker_at_once() {
+async fn a_later_second_signal_hands_everything_back_at_once() {
+    let (bed, gate) = (Bed::new().await, Gate::start().await);
+    // Leases of an hour: only handing back can explain that the other worker has the work soon.
+    let spec = |id: &str| {
+        with_gate(&bed, &gate, id).set("lease.duration", "1h").set("lease.renew", "1m").set("shutdown.grace", "1h")
+    };
+    let worker = spec("w1").start().ready().await;
+    bed.submit(&item("n", gate.node("closed"))).await;
+    gate.arrived("closed", 1).await;
+    worker.terminate();
+    let told = Instant::now();
+    draining(&worker).await;
+    let late = Duration::from_millis(1100);
+    eventually("it is late enough for another order", async || (told.elapsed() >= late).then_some(())).await;
+    worker.terminate();
+    assert_eq!(worker.ends().await.0, Some(130));
+    assert_eq!(bed.pending().await.len(), 1, "the node is left to others");
+    let _other = spec("w2").start().ready().await;
+    gate.arrived("closed", 2).await;
+    gate.open_all();
+    bed.ended(1).await;
+}
+
+#[tokio::test]
+async fn a_signal_that_comes_twice_in_a_moment_is_one_order() {
     let (bed, gate) = (Bed::new().await, Gate::start().await);
     let worker = with_gate(&bed, &gate, "w1").set("shutdown.grace", "1h").start().ready().await;
     bed.submit(&item("n", gate.node("closed"))).await;
     gate.arrived("closed", 1).await;
     worker.terminate();
+    worker.interrupt();
     draining(&worker).await;
-    worker.terminate();
-    assert_eq!(worker.ends().await.0, Some(130));
-    assert_eq!(bed.pending().await.len(), 1, "the node is left to others");
-    let _other = with_gate(&bed, &gate, "w2").start().ready().await;
-    gate.arrived("closed", 2).await;
     gate.open_all();
-    bed.ended(1).await;
+    assert_eq!(worker.ends().await.0, Some(0));
+    assert_eq!(bed.ended(1).await[0].worker(), "w1");
 }
 
 #[tokio::test]

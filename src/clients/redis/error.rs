@@ -103,6 +103,11 @@ impl RedisError {
         }
     }
 
+    /// Whether the server ran a script and broke it off, so that a part of its writes may stand.
+    pub fn may_be_half_done(&self) -> bool {
+        matches!(self, Self::Auth { .. } | Self::WrongType { .. } | Self::Other { .. })
+    }
+
     /// Classifies what a command met; `limit` is how long it was allowed to take.
     pub(super) fn from_command(error: redis::RedisError, limit: Duration) -> Self {
         if error.is_timeout() {

@@ -48,7 +48,9 @@ pub use overview::{Holder, StreamOverview, overview, registered};
 pub use parking::{Moved, ParkingLot};
 pub use reconcile::{NodeStates, Reconciler};
 pub use registry::WorkerRegistry;
-pub use server::{ServerFacts, ServerIdentity, StreamStats, identity, now_millis, preflight, stream_stats, submit};
+pub use server::{
+    Permissions, ServerFacts, ServerIdentity, StreamStats, identity, now_millis, preflight, stream_stats, submit,
+};
 pub use settle::{Settled, Settlement, Settler};
 pub use state::{StateError, StateForm, StateStore};
 pub use stream::{RawEntry, WorkStreams};

@@ -1,13 +1,22 @@
 //! Facts about the server and its streams, for the start, for metrics and for the command line.
 
 use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use redis::{Pipeline, Value};
 
 use crate::clients::redis::error::RedisError;
+use crate::clients::redis::keys::Keys;
 use crate::clients::redis::link::Link;
 use crate::clients::redis::reply;
-use crate::domain::ids::EntryId;
+use crate::clients::redis::script::Script;
+use crate::domain::event::EventType;
+use crate::domain::ids::{EntryId, GraphId, NodeId, RunId};
+
+static PERMITTED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/permitted.lua")));
+
+/// The first version of Redis whose commands are enough: `PEXPIRE … GT`, reasons in `XINFO`, `redis.acl_check_cmd`.
+const OLDEST: u32 = 7;
 
 /// What a server says about itself; `None` is what it does not say, or not to us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +39,14 @@ impl ServerFacts {
     /// Whether the server deletes keys of ours when memory runs out. `volatile-*` does so too, for states expire.
     pub fn evicts(&self) -> bool {
         self.maxmemory_policy.as_deref().is_some_and(|policy| policy != "noeviction")
+    }
+
+    /// The version, if it lacks what the scripts need. A script that meets an unknown command halfway is not rolled
+    /// back, so such a server loses results. What is not known is not held against the server.
+    pub fn too_old(&self) -> Option<&str> {
+        let version = self.version.as_deref()?;
+        let major: u32 = version.split('.').next()?.parse().ok()?;
+        (major < OLDEST).then_some(version)
     }
 
     fn of(info: &str) -> Self {
@@ -72,6 +89,53 @@ pub async fn preflight(link: &Link) -> Result<ServerFacts, RedisError> {
         Ok(info) => Ok(ServerFacts::of(&reply::text(info).unwrap_or_default())),
         Err(RedisError::Auth { code }) if code == "NOPERM" => Ok(ServerFacts::default()),
         Err(error) => Err(error),
+    }
+}
+
+/// What the server would refuse our user while a script runs, as commands and keys: nothing, if all is well. A script
+/// that is refused a command halfway is not rolled back, and what it had acknowledged by then is gone.
+#[derive(Debug, Clone)]
+pub struct Permissions {
+    link: Link,
+    keys: Keys,
+    streams: Vec<Arc<str>>,
+}
+
+impl Permissions {
+    /// Permissions for the scripts of these work streams.
+    pub fn new(link: Link, keys: Keys, streams: Vec<Arc<str>>) -> Self {
+        Self { link, keys, streams }
+    }
+
+    /// Asks the server, which runs nothing of it.
+    pub async fn missing(&self) -> Result<Vec<String>, RedisError> {
+        let what = "a look at permissions";
+        let names = (GraphId::new("permissions"), NodeId::new("-"), RunId::new("-"));
+        let (Ok(graph), Ok(node), Ok(run)) = names else { return Err(RedisError::Unexpected { what }) };
+        let mut missing = Vec::new();
+        for stream in &self.streams {
+            for kind in [EventType::NodeCompleted, EventType::NodeFailed] {
+                let mut call = PERMITTED.call(8, 512);
+                call.arg(&**stream)
+                    .arg(self.keys.state(&graph))
+                    .arg(self.keys.done(&graph))
+                    .arg(self.keys.journal(&graph, &node, &run))
+                    .arg(self.keys.events(kind))
+                    .arg(self.keys.dead(stream))
+                    .arg(self.keys.parked(stream))
+                    .arg(self.keys.blob(&graph, &node, &run));
+                match self.link.eval(&PERMITTED, &call).await {
+                    Ok(answer) => missing.extend(reply::list(answer, what)?.into_iter().filter_map(reply::text)),
+                    Err(RedisError::Auth { code }) if code == "NOPERM" => {
+                        missing.push(format!("EVALSHA with the keys of {stream}"));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        missing.sort();
+        missing.dedup();
+        Ok(missing)
     }
 }
 
@@ -147,5 +211,35 @@ mod tests {
         assert!(facts.evicts());
         assert!(!ServerFacts::of("maxmemory_policy:noeviction\r\n").evicts());
         assert!(!ServerFacts::default().evicts(), "what is not known is not held against the server");
+    }
+
+    #[test]
+    fn a_server_whose_commands_are_too_old_is_known_by_its_version() {
+        let version = |line: &str| ServerFacts::of(line).too_old().map(String::from);
+        assert_eq!(version("redis_version:6.2.14\r\n").as_deref(), Some("6.2.14"));
+        assert_eq!(version("redis_version:7.0.0\r\n"), None);
+        assert_eq!(version("redis_version:8.2.1\r\n"), None);
+        assert_eq!(version("redis_version:255.255.255\r\n"), None, "a build of the developers");
+        assert_eq!(ServerFacts::default().too_old(), None);
+    }
+
+    /// The names of the commands that these texts run.
+    fn commands(texts: &str, call: &str) -> std::collections::BTreeSet<String> {
+        let found = texts.split(call).skip(1).filter_map(|rest| rest.split('\'').next());
+        found.map(String::from).collect()
+    }
+
+    #[test]
+    fn every_command_of_every_script_is_asked_for() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/clients/redis/scripts");
+        let mut scripts = String::new();
+        for file in std::fs::read_dir(folder).expect("the folder of the scripts") {
+            scripts += &std::fs::read_to_string(file.expect("an entry").path()).expect("a script");
+        }
+        let mut run = commands(&scripts, "redis.call('");
+        run.extend(commands(&scripts, "redis.pcall('"));
+        assert!(run.len() > 30, "{run:?}");
+        let asked = commands(include_str!("scripts/permitted.lua"), "try('");
+        assert!(run.is_subset(&asked), "not asked for: {:?}", run.difference(&asked));
     }
 }
