@@ -10,6 +10,7 @@ mod open;
 mod parking;
 mod republish;
 mod settle;
+mod simulation;
 mod stream;
 mod trouble;
 mod upkeep;

@@ -1,0 +1,184 @@
+//! How work leaves a worker and comes back: settling, dead letters, parking and movers.
+
+use super::*;
+
+impl Play<'_> {
+    /// The same texts whenever it is sent, and others than anybody else's.
+    fn settlement(item: &Arc<Delivery>, ending: Ending, large: bool) -> Settlement {
+        let by = format!("{} {} {}", item.token.consumer, item.token.deliveries, item.entry);
+        let event_id = terminal_event_id(&item.work_id, item.meta.redriven);
+        let node = &item.item.node_id;
+        let kind = if ending == Ending::Completed { EventType::NodeCompleted } else { EventType::NodeFailed };
+        let letter = (ending == Ending::Poison).then(|| Letter {
+            data: format!(r#"{{"graph_id":"g","node_id":"{node}","run_id":"r"}}"#).into_bytes(),
+            meta: Some(serde_json::to_vec(&item.meta).expect("meta is JSON")),
+            ids: Some(item.item.known_ids()),
+            work_id: item.work_id.to_string(),
+            ..crate::scripts::letter(Vec::new())
+        });
+        let blob = large.then(|| RawValue::from_string(format!("{by:?}")).expect("JSON"));
+        Settlement {
+            delivery: Arc::clone(item),
+            event: kind,
+            event_json: format!(r#"{{"id":"{event_id}","node":"{node}","by":"{by}"}}"#),
+            event_id,
+            node_state_json: format!(r#"{{"by":"{by}"}}"#),
+            write_state: true,
+            letter,
+            blob,
+        }
+    }
+
+    pub(super) async fn settle(
+        &mut self,
+        worker: usize,
+        at: usize,
+        mut ending: Ending,
+        mut large: bool,
+        lost: bool,
+        between: &[Operation],
+    ) -> Check {
+        let holding = self.processes[worker].held[at].clone();
+        let Some(item) = &holding.item else { return self.dead_letter(worker, at, lost).await };
+        match holding.sent {
+            Some(Sent::End { ending: sent, large: as_sent }) => (ending, large) = (sent, as_sent),
+            Some(Sent::Park { due }) => return self.park(worker, at, due, lost).await,
+            None if holding.ordered => ending = Ending::Failed,
+            None => {}
+        }
+        let settlement = Self::settlement(item, ending, large);
+        let end = End {
+            kind: settlement.event,
+            event: settlement.event_json.clone(),
+            node_state: settlement.node_state_json.clone(),
+            blob: settlement.blob.as_ref().map(|blob| String::from(blob.get())),
+            letter: settlement.letter.is_some(),
+        };
+        let redriven = item.meta.redriven;
+        let (entry, owner) = (holding.entry(), holding.owner());
+        self.processes[worker].held[at].sent = Some(Sent::End { ending, large });
+        let settler = self.settler(between);
+        let asked = tokio::spawn(async move { settler.settle(&settlement).await });
+        let first = self.model.settle(holding.work, entry, &owner, redriven, &end);
+        let (asked, expected, after) = match first {
+            Some(expected) => (Asked::Sent(asked), expected, between),
+            None => {
+                // Others pass after the worker was told that the entry is not its own.
+                let asked = self.let_others_pass(asked, between).await?;
+                let second = self.model.settle_unclaimed(holding.work, entry, &owner, redriven, &end);
+                (asked, second, &between[..0])
+            }
+        };
+        let found = ended(answered("a settlement", asked.finish(&self.access.wire).await)?)?;
+        agree("a settlement", found, expected)?;
+        if end.letter && matches!(found, Answer::Done | Answer::Duplicate) {
+            self.lettered(holding.work).await?;
+        }
+        self.over(worker, &holding, lost);
+        for operation in after {
+            self.step(operation).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn dead_letter(&mut self, worker: usize, at: usize, lost: bool) -> Check {
+        let process = &mut self.processes[worker];
+        let holding = process.held[at].clone();
+        let name = self.model.name(holding.work);
+        let meta = holding.raw.meta.clone();
+        let letter = Letter { work_id: name, meta, ..crate::scripts::letter(NONSENSE.as_bytes().to_vec()) };
+        let answer = process.tools.settler.dead_letter(&holding.raw, &letter).await;
+        let found = ended(answered("a dead letter", answer)?)?;
+        let stream = self.stream(&holding.raw.stream);
+        agree("a dead letter", found, self.model.dead_letter(stream, holding.entry(), &holding.owner()))?;
+        if found == Answer::Done {
+            self.lettered(holding.work).await?;
+        }
+        self.over(worker, &holding, lost);
+        Ok(())
+    }
+
+    /// A letter was written: the newest one, about this work.
+    pub(super) async fn lettered(&mut self, work: usize) -> Check {
+        let stream = self.model.streams[self.model.works[work].stream].clone();
+        let mut pages = answered("the dead letters", self.letters().read(&stream, Span::all()).await)?;
+        let mut newest = None;
+        loop {
+            let page = answered("the dead letters", pages.next().await)?;
+            let Some(last) = page.into_iter().next_back() else { break };
+            newest = Some(last);
+        }
+        let letter = newest.ok_or("there is no dead letter")?;
+        agree("the newest letter", &letter.work_id, &self.model.name(work))?;
+        self.model.letters.push((work, letter.id.clone()));
+        self.seen.push((work, letter));
+        Ok(())
+    }
+
+    pub(super) async fn park(&mut self, worker: usize, at: usize, mut due: bool, lost: bool) -> Check {
+        let holding = self.processes[worker].held[at].clone();
+        let Some(item) = holding.item.as_ref().filter(|_| !holding.ordered) else { return Ok(()) };
+        match holding.sent {
+            Some(Sent::Park { due: sent }) => due = sent,
+            Some(Sent::End { .. }) => return Ok(()),
+            None => {}
+        }
+        let meta = Meta {
+            origin: Some(item.meta.origin.clone().unwrap_or_else(|| item.entry.to_string())),
+            attempt: item.meta.attempt + 1,
+            crashes: item.crashes,
+            ..item.meta.clone()
+        };
+        let wait = if due { Duration::ZERO } else { Duration::from_secs(3600) };
+        let process = &mut self.processes[worker];
+        process.held[at].sent = Some(Sent::Park { due });
+        let answer = process.tools.parking.park(item, &meta, Instant::now() + wait).await;
+        let found = ended(answered("parking", answer)?)?;
+        agree("parking", found, self.model.park(holding.work, holding.entry(), &holding.owner(), meta, due))?;
+        self.over(worker, &holding, lost);
+        Ok(())
+    }
+
+    /// The worker is told how it ended, unless the answer was lost.
+    fn over(&mut self, worker: usize, holding: &Holding, lost: bool) {
+        if !lost {
+            let same = |other: &Holding| other.raw.token == holding.raw.token && other.held() == holding.held();
+            self.processes[worker].held.retain(|other| !same(other));
+        }
+    }
+
+    pub(super) async fn bring_back(&mut self, stream: usize, between: &[Operation]) -> Check {
+        let stream = [stream, 1 - stream].into_iter().find(|at| !self.model.due(*at).is_empty()).unwrap_or(stream);
+        let due = self.model.due(stream);
+        let waiting = |work: &&Work| work.stream == stream && matches!(work.place, Place::Parked { .. });
+        let waiting = self.model.works.iter().filter(waiting).count();
+        let lot = self.lot(between);
+        let name: Arc<str> = Arc::from(self.model.streams[stream].as_str());
+        let asked = tokio::spawn(async move { lot.bring_back(&name, 100).await });
+        let asked = self.let_others_pass(asked, between).await?;
+        let still: Vec<usize> =
+            due.iter().copied().filter(|at| self.model.works[*at].place == Place::Parked { due: true }).collect();
+        let before: HashSet<Id> = self.model.in_stream(stream).into_iter().map(|(id, _)| id).collect();
+        let moved = answered("bringing back", asked.finish(&self.access.wire).await)?;
+        let expected = Moved { waiting: waiting as u64, found: due.len(), returned: still.len() as u64, bodiless: 0 };
+        agree("bringing back", moved, expected)?;
+        let new: Vec<_> = self.entries(stream).await.into_iter().filter(|(id, _)| !before.contains(id)).collect();
+        agree("entries that came back", new.len(), still.len())?;
+        for at in still {
+            let first = self.model.works[at].first.to_string();
+            let found = new.iter().find(|(_, meta)| meta.origin.as_deref() == Some(first.as_str()));
+            let (entry, _) = found.ok_or("work did not come back under its first id")?;
+            self.model.returned(at, *entry);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn entries(&self, stream: usize) -> Vec<(Id, Meta)> {
+        let stream = &self.model.streams[stream];
+        let entries: Vec<(String, HashMap<String, String>)> = self.world.redis(&["XRANGE", stream, "-", "+"]).await;
+        let meta = |fields: &HashMap<String, String>| {
+            fields.get("meta").map_or_else(Meta::default, |meta| serde_json::from_str(meta).expect("we wrote it"))
+        };
+        entries.iter().map(|(id, fields)| (Id::parse(id), meta(fields))).collect()
+    }
+}
