@@ -262,6 +262,183 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     was_quiet(&worker, lines);
 }
 
+#[tokio::test]
+async fn a_server_that_is_frozen_for_longer_than_a_lease_does_not_make_anyone_run_a_node_twice() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let lease = Duration::from_millis(1500);
+    let short = |id: &str| {
+        let spec = spec(&bed, &gate).env("WORKER_ID", id).set("lease.duration", "1500ms");
+        spec.set("lease.renew", "250ms").set("lease.sweep", "100ms")
+    };
+    let first = in_the_middle(&bed, &gate, short("w1")).await;
+    let second = short("w2").start().ready().await;
+    let lines = [first.records().len(), second.records().len()];
+    let server = process(&bed).await;
+    kill(server, Signal::SIGSTOP).expect("the process is ours");
+    let frozen = Instant::now();
+    second.answers("/ready", 503).await;
+    eventually("the pause outlives the lease", async || (frozen.elapsed() > lease * 2).then_some(())).await;
+    kill(server, Signal::SIGCONT).expect("the process is ours");
+    let since = Instant::now();
+    for worker in [&first, &second] {
+        worker.answers("/ready", 200).await;
+    }
+    assert!(since.elapsed() < SOON, "the workers were ready only after {:?}", since.elapsed());
+    // The entry has been silent for longer than a lease by the server's own clock, and its owner lives.
+    eventually("a lease has passed since", async || (since.elapsed() > lease * 2).then_some(())).await;
+    gate.open_all();
+    let event = &bed.ended(1).await[0];
+    assert_eq!((event.worker(), gate.arrivals("held")), ("w1", 1), "its owner ends it, and nobody else began it");
+    was_quiet(&first, lines[0]);
+    was_quiet(&second, lines[1]);
+}
+
+#[tokio::test]
+async fn connections_that_are_dead_and_do_not_know_it_are_given_up_for_new_ones() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let proxy = Proxy::to(bed.server().port()).await;
+    let address = String::from(proxy.url().trim_start_matches("redis://"));
+    let spec = spec(&bed, &gate).set("work.block", "500ms").env("REDIS_ADDR", address);
+    let worker = in_the_middle(&bed, &gate, spec).await;
+    let lines = worker.records().len();
+    proxy.deaden_connections();
+    let since = Instant::now();
+    gate.open_all();
+    bed.submit(&item("later", &gate.node("later"))).await;
+    bed.ended(2).await;
+    // No answer within the limit of a command, or of a blocking read, is what tells that a connection is dead.
+    let noticed = Duration::from_millis(1500);
+    assert!(since.elapsed() < noticed + SOON, "work went on only after {:?}", since.elapsed());
+    worker.answers("/ready", 200).await;
+    assert_eq!((gate.arrivals("held"), gate.arrivals("later")), (1, 1), "nothing is executed twice");
+    was_quiet(&worker, lines);
+}
+
+mod failover {
+    //! A replica takes over from a primary that is gone; what it had not received yet is lost with the primary.
+
+    use super::*;
+    use crate::harness::redis::{RedisServer, connect};
+
+    /// A primary, a replica of it behind a wire, and a worker that comes to whichever is in charge.
+    struct Pair {
+        bed: Bed,
+        gate: Gate,
+        replica: RedisServer,
+        /// The way of the replication.
+        stream: Proxy,
+        /// The way of the worker.
+        front: Proxy,
+    }
+
+    impl Pair {
+        async fn start() -> Self {
+            let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+            let stream = Proxy::to(bed.server().port()).await;
+            let port = stream.url().rsplit(':').next().expect("a port").to_owned();
+            let replica =
+                RedisServer::start_with(&["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"]);
+            let front = Proxy::to(bed.server().port()).await;
+            let pair = Self { bed, gate, replica, stream, front };
+            pair.caught_up().await;
+            pair
+        }
+
+        fn spec(&self) -> Spec {
+            let address = String::from(self.front.url().trim_start_matches("redis://"));
+            spec(&self.bed, &self.gate).env("REDIS_ADDR", address)
+        }
+
+        /// The replica has everything that the primary had when this was asked.
+        async fn caught_up(&self) {
+            let offset = |info: &str, name: &str| {
+                info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+            };
+            let primary: String = self.bed.ask(&["INFO", "replication"]).await;
+            let wanted = offset(&primary, "master_repl_offset:").expect("the primary tells its offset");
+            let mut replica = self.replica.connect().await;
+            eventually("the replica has caught up", async || {
+                let info: String = redis::cmd("INFO").arg("replication").query_async(&mut replica).await.ok()?;
+                let up = info.contains("master_link_status:up");
+                (up && offset(&info, "slave_repl_offset:") >= Some(wanted)).then_some(())
+            })
+            .await;
+        }
+
+        /// The primary dies, and everybody is led to the replica, which does not write for anybody yet.
+        async fn primary_dies(&mut self) {
+            self.front.lead_to(self.replica.port());
+            self.bed.own_server().kill();
+        }
+
+        async fn promote(mut self) -> (Bed, Gate, Proxy) {
+            let mut replica = connect(&self.replica.url()).await;
+            redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut replica).await.expect("it is ours");
+            self.bed.move_to(self.replica).await;
+            (self.bed, self.gate, self.front)
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_replica_that_takes_over_is_waited_for_while_it_only_reads() {
+        let mut pair = Pair::start().await;
+        let worker = in_the_middle(&pair.bed, &pair.gate, pair.spec()).await;
+        pair.caught_up().await;
+        let lines = worker.records().len();
+        pair.primary_dies().await;
+        holds(&worker, &pair.gate).await;
+        worker.said("a result cannot be written yet").await;
+        assert!(worker.log().contains("this Redis is a read-only replica"), "{}", worker.log());
+        let (bed, gate, _front) = pair.promote().await;
+        goes_on(&bed, &gate, &worker, Instant::now()).await;
+        was_quiet(&worker, lines);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_result_that_the_replica_did_not_get_is_written_again_under_its_id() {
+        let mut pair = Pair::start().await;
+        let worker = in_the_middle(&pair.bed, &pair.gate, pair.spec()).await;
+        pair.caught_up().await;
+        // From here on the replica hears nothing and does not know it.
+        pair.stream.swallow_answers();
+        pair.gate.open_all();
+        let before = pair.bed.ended(1).await.remove(0);
+        pair.primary_dies().await;
+        let (bed, gate, _front) = pair.promote().await;
+        assert_eq!(bed.pending().await.len(), 1, "the replica knows of the delivery, and of no result");
+        worker.said("failed over").await;
+        let after = bed.ended(1).await.remove(0);
+        for member in ["id", "run_id", "node_id", "data"] {
+            assert_eq!(before[member], after[member], "{member}");
+        }
+        bed.submit(&item("later", &gate.node("later"))).await;
+        bed.ended(2).await;
+        assert_eq!((gate.arrivals("held"), gate.arrivals("later")), (1, 1), "no node was worked out again");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_many_results_on_their_way_none_is_lost_and_none_ends_twice() {
+        const NODES: usize = 60;
+        let mut pair = Pair::start().await;
+        let worker = pair.spec().start().ready().await;
+        pair.gate.open_all();
+        pair.bed.submit_all((0..NODES).map(|n| item(&format!("n{n}"), &pair.gate.node(&format!("n{n}"))))).await;
+        pair.caught_up().await;
+        let some = async || (pair.bed.count().await >= NODES / 3).then_some(());
+        eventually("some nodes have ended", some).await;
+        pair.stream.swallow_answers();
+        let seen = pair.bed.events().await;
+        pair.primary_dies().await;
+        let (bed, _gate, _front) = pair.promote().await;
+        let after = bed.ended(NODES).await;
+        let id = |event: &Event| (event["node_id"].to_string(), event["id"].to_string());
+        let ids: std::collections::HashSet<_> = after.iter().map(id).collect();
+        assert_eq!(ids.len(), NODES, "each node has one terminal event");
+        assert!(seen.iter().all(|event| ids.contains(&id(event))), "what was told before the failover keeps its id");
+        assert!(worker.poll().is_none(), "the worker lives on");
+    }
+}
+
 mod rollback {
     //! Redis comes back without its last writes: results that it had taken are written again and not worked out again.
 

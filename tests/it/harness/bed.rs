@@ -122,6 +122,12 @@ impl Bed {
         self.own.as_mut().expect("the test has a server of its own")
     }
 
+    /// Another server takes the place of the one of its own, which ends.
+    pub async fn move_to(&mut self, server: RedisServer) {
+        self.own = Some(server);
+        self.reconnect().await;
+    }
+
     /// Connects again after the server was away.
     pub async fn reconnect(&mut self) {
         self.redis = connect(&self.server().url()).await;
