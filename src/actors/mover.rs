@@ -1,19 +1,24 @@
 //! Mover: brings nodes back whose wait outside of the stream is over. Every worker has one, and any number of them may
-//! look at once: the script gives each piece of work to one of them.
+//! look at once: the script gives each piece of work to one of them. Nodes that somebody ordered to stop need not wait:
+//! they are brought back at once, and end when they are opened.
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use actix::fut::ActorFutureExt as _;
 use actix::{Actor, ActorContext as _, AsyncContext as _, Context, WrapFuture as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Moved, ParkingLot, RedisError};
+use crate::clients::redis::{CancelWatch, Keys, Link, Moved, ParkingLot, RedisError, Waiting};
 use crate::metrics::Metrics;
 
 /// Work that one look brings back; more is brought back by the next, which follows at once.
 const LIMIT: usize = 200;
+/// Waiting nodes that are asked about in one look for orders to stop; the next look asks about the next ones.
+const ASKED: usize = 500;
 /// Bounds of the pause between two looks.
 const SHORTEST_ROUND: Duration = Duration::from_millis(50);
 const LONGEST_ROUND: Duration = Duration::from_secs(1);
@@ -26,6 +31,12 @@ pub struct MoverDeps {
     pub streams: Vec<Arc<str>>,
     /// The shortest wait outside: there is no need to look much more often.
     pub park_after: Duration,
+    /// How often it is looked for orders to stop, as for nodes that run.
+    pub heartbeat: Duration,
+    /// Where such orders are.
+    pub link: Link,
+    /// The names of our keys.
+    pub keys: Keys,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the worker stops.
@@ -57,6 +68,7 @@ impl Actor for Mover {
 
 async fn move_until_stopped(deps: &MoverDeps) {
     let round = (deps.park_after / 2).clamp(SHORTEST_ROUND, LONGEST_ROUND);
+    let mut orders = Orders::new(deps);
     let mut failing = false;
     loop {
         // A fleet should not look in one instant.
@@ -64,7 +76,11 @@ async fn move_until_stopped(deps: &MoverDeps) {
             () = deps.stop.cancelled() => return,
             () = tokio::time::sleep(round.mul_f64(0.75 + fastrand::f64() * 0.25)) => {}
         }
-        match look(deps).await {
+        let looked = match orders.look(deps).await {
+            Ok(()) => look(deps).await,
+            error => error,
+        };
+        match looked {
             Ok(()) => {
                 if std::mem::take(&mut failing) {
                     tracing::info!("waiting nodes are brought back again");
@@ -77,6 +93,45 @@ async fn move_until_stopped(deps: &MoverDeps) {
                 }
             }
         }
+    }
+}
+
+/// Looks for orders to stop that are for waiting nodes, some of them at a time.
+struct Orders {
+    watch: CancelWatch,
+    next: Instant,
+    /// How far each stream's waiting nodes were asked about.
+    places: Vec<usize>,
+}
+
+impl Orders {
+    fn new(deps: &MoverDeps) -> Self {
+        let watch = CancelWatch::new(deps.link.clone(), deps.keys.clone());
+        Self { watch, next: Instant::now(), places: vec![0; deps.streams.len()] }
+    }
+
+    async fn look(&mut self, deps: &MoverDeps) -> Result<(), RedisError> {
+        if Instant::now() < self.next {
+            return Ok(());
+        }
+        self.next = Instant::now() + deps.heartbeat;
+        for (stream, place) in deps.streams.iter().zip(&mut self.places) {
+            let waiting = deps.parking.waiting(stream, *place, ASKED).await?;
+            *place = if waiting.len() < ASKED { 0 } else { *place + ASKED };
+            let known: Vec<&Waiting> = waiting.iter().filter(|waiting| waiting.node.is_some()).collect();
+            let nodes: Vec<_> = known.iter().filter_map(|waiting| waiting.node.clone()).collect();
+            if nodes.is_empty() {
+                continue;
+            }
+            let orders = self.watch.look(&nodes).await?;
+            let stopped: Vec<_> =
+                known.into_iter().zip(orders).filter_map(|(node, order)| order.and(Some(node))).collect();
+            let hastened = deps.parking.hasten(stream, &stopped).await?;
+            if hastened > 0 {
+                tracing::info!(stream = %stream, nodes = hastened, "nodes that waited are cancelled");
+            }
+        }
+        Ok(())
     }
 }
 

@@ -252,6 +252,9 @@ impl Worker {
             parking,
             streams: reader_deps.streams.clone(),
             park_after: config.retry.park_after,
+            heartbeat: config.lease.renew(),
+            link: link.clone(),
+            keys: keys.clone(),
             metrics: Arc::clone(&metrics),
             stop: phases.drain.clone(),
         });

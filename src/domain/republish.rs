@@ -43,6 +43,10 @@ struct State<'a> {
     error: Option<&'a RawValue>,
     #[serde(borrow)]
     error_details: Option<&'a RawValue>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    partial: Option<&'a RawValue>,
     completed_at: Option<Timestamp>,
     run_id: Option<RunId>,
     #[serde(borrow)]
@@ -64,10 +68,13 @@ struct FailedData<'a> {
     error: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_details: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partial: Option<&'a RawValue>,
 }
 
-/// The event of the end that this node state tells. What only the event had, an agent's use and partial work when it
-/// failed, is not in the copy.
+/// The event of the end that this node state tells.
 pub fn copy_of(graph: &GraphId, node: &NodeId, state: &str) -> Result<Copy, NoCopy> {
     let state: State<'_> = serde_json::from_str(state).map_err(|_| NoCopy::NotOurs)?;
     let event = match state.status.ok_or(NoCopy::NotOurs)? {
@@ -85,8 +92,8 @@ pub fn copy_of(graph: &GraphId, node: &NodeId, state: &str) -> Result<Copy, NoCo
         (EventType::NodeCompleted, None) => return Err(NoCopy::NotOurs),
         (EventType::NodeCompleted, Some(output)) => completed_data(subject, output, state.mapped),
         _ => {
-            let (error, error_details) = (state.error, state.error_details);
-            to_raw_value(&FailedData { graph_id: graph, node_id: node, error, error_details })
+            let State { error, error_details, usage, partial, .. } = state;
+            to_raw_value(&FailedData { graph_id: graph, node_id: node, error, error_details, usage, partial })
                 .expect("failed data has string keys")
         }
     };
@@ -137,11 +144,14 @@ mod tests {
     #[test]
     fn the_copy_of_a_failed_node_says_what_failed() {
         for status in ["failed", "cancelled"] {
-            let details = r#""error":"why","error_details":{"category":"poison","code":"c"},"#;
+            let details = r#""error":"why","error_details":{"category":"poison","code":"c"},
+                "usage":{"input_tokens":7},"partial":{"text":"so far","iterations":2},"#;
             let copy = copy(&state(status, details)).expect("a copy");
             let event: Value = serde_json::from_str(&copy.event_json).expect("JSON");
             assert_eq!((copy.event, &event["data"]["error"]), (EventType::NodeFailed, &json!("why")));
             assert_eq!(event["data"]["error_details"], json!({"category": "poison", "code": "c"}));
+            assert_eq!(event["data"]["usage"], json!({"input_tokens": 7}));
+            assert_eq!(event["data"]["partial"], json!({"text": "so far", "iterations": 2}));
         }
     }
 

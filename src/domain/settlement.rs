@@ -122,6 +122,11 @@ impl Execution<'_> {
                 End::Completed { .. } => None,
                 End::Failed { failure, .. } => Some(error_details(failure)),
             },
+            usage: report.spent.usage.filter(|_| matches!(end, End::Failed { .. })),
+            partial: match end {
+                End::Completed { .. } => None,
+                End::Failed { partial, .. } => partial,
+            },
             started_at: self.started_at,
             completed_at: self.completed_at,
             run_id: item.run_id.as_str(),

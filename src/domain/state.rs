@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::domain::message::Usage;
+use crate::domain::outcome::Partial;
+
 /// How far a node has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -79,6 +82,12 @@ pub struct NodeRecord<'a> {
     /// The same for programs: category, code, attempts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_details: Option<Value>,
+    /// What a failed node used of a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// How far a failed agent came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partial: Option<&'a Partial>,
     /// When this execution began.
     pub started_at: Timestamp,
     /// When it ended.

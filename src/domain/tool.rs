@@ -70,6 +70,15 @@ impl ToolOutput {
         Self { content: Vec::new(), structured: Some(value), is_error: false }
     }
 
+    /// The same without the content that only says again what the structured answer says; what went wrong is told in
+    /// the content.
+    pub fn without_copies(mut self) -> Self {
+        if self.structured.is_some() && !self.is_error {
+            self.content.clear();
+        }
+        self
+    }
+
     /// The output of a node in tool mode: the structured content; else the single text block, as JSON if it is an
     /// object or an array, else as a string; else the list of content blocks.
     pub fn into_value(self) -> Value {

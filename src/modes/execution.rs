@@ -270,14 +270,32 @@ impl<P: Ports> Execution<'_, P> {
 }
 
 /// The name of one call: of the identity, the epoch and the place alone, so that every attempt and every worker gives it
-/// alike, and a node that was started over gives another.
+/// alike, and a node that was started over gives another. So does one that was brought back from the dead letters: it
+/// begins without its journal, and a tool that knows the old key would answer it with what an earlier run asked for.
 fn idempotency_key(delivery: &Delivery, epoch: u32, site: CallSite) -> String {
     let item = &delivery.item;
-    digest([
-        item.graph_id.as_str(),
-        item.node_id.as_str(),
-        item.run_id.as_str(),
-        &format!("epoch {epoch}"),
-        &site.to_string(),
-    ])
+    let epoch = match delivery.meta.redriven {
+        0 => format!("epoch {epoch}"),
+        redriven => format!("epoch {epoch} of return {redriven}"),
+    };
+    digest([item.graph_id.as_str(), item.node_id.as_str(), item.run_id.as_str(), &epoch, &site.to_string()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::modes::scripted_ports::delivery;
+
+    #[test]
+    fn a_call_has_one_name_for_all_attempts_and_another_for_each_new_beginning() {
+        let key = |attempt, redriven, epoch| {
+            let mut delivery = Delivery::clone(&delivery(json!({})));
+            (delivery.meta.attempt, delivery.meta.redriven) = (attempt, redriven);
+            idempotency_key(&delivery, epoch, CallSite::Turn(1))
+        };
+        assert_eq!(key(0, 0, 1), key(3, 0, 1));
+        let beginnings = [key(0, 0, 1), key(0, 0, 2), key(0, 1, 1), key(0, 1, 2), key(0, 2, 1)];
+        let names: std::collections::HashSet<&String> = beginnings.iter().collect();
+        assert_eq!(names.len(), beginnings.len(), "a run that was brought back is not answered with an earlier result");
+    }
 }

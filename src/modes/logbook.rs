@@ -69,6 +69,8 @@ pub(super) struct Desk<'a, P> {
     pub cancel: &'a Cancel,
     pub ledger: &'a Ledger,
     pub deadline: Instant,
+    /// Bytes of one entry at the most.
+    pub entry_limit: usize,
 }
 
 /// The journal of the running node.
@@ -218,10 +220,15 @@ impl<'a, P: Ports> Logbook<'a, P> {
     }
 
     async fn append(&self, field: Field, value: &impl Serialize, progress: bool) -> Result<(), Failure> {
+        let value = json_of(value);
+        // Whatever is on record is read as a whole by whoever goes on from it.
+        if value.len() > self.desk.entry_limit {
+            return Err(too_large(value.len(), self.desk.entry_limit));
+        }
         let entry = Arc::new(JournalEntry {
             header: json_of(&self.header()),
             field: field.to_string(),
-            value: json_of(value),
+            value,
             restart: self.restart.get(),
             progress,
         });
@@ -256,6 +263,21 @@ impl<'a, P: Ports> Logbook<'a, P> {
     fn digest(&self) -> &str {
         self.digest.get_or_init(|| self.subject.digest())
     }
+}
+
+/// A step that is too large to be put on record, and so for an output.
+fn too_large(bytes: usize, limit: usize) -> Failure {
+    Failure::validation(
+        "step_too_large",
+        format!(
+            "a step of the node has {bytes} bytes, and at most {limit} can be put on record, which `limits.output` sets; let the model or the tool return less"
+        ),
+    )
+}
+
+/// Bytes that the record of an end would have.
+pub(super) fn length_of(end: &End) -> usize {
+    json_of(end).len()
 }
 
 /// A journal that must not be gone on from, and whose node must not be started over either.

@@ -55,6 +55,17 @@ pub struct ModeSettings {
     pub unknown_outcomes: UnknownOutcomes,
 }
 
+/// Bytes of a journal's entry for which there is room however small outputs have to be.
+const ENTRY_ROOM: usize = 8 * 1024 * 1024;
+
+impl ModeSettings {
+    /// Bytes of one entry of a journal at the most: more than an output may have, so that an output that is refused
+    /// is refused for what it is.
+    pub fn entry_limit(&self) -> usize {
+        self.output_limit.saturating_mul(2).max(ENTRY_ROOM)
+    }
+}
+
 impl From<&Config> for ModeSettings {
     fn from(config: &Config) -> Self {
         Self {

@@ -199,7 +199,7 @@ impl<P: Ports> NodeRun<'_, P> {
             Err((error, inputs)) => return Err(self.explain(error, inputs).await),
         };
         let Self { ports, settings, delivery, cancel, ledger, .. } = *self;
-        let desk = Desk { ports, delivery, cancel, ledger, deadline };
+        let desk = Desk { ports, delivery, cancel, ledger, deadline, entry_limit: settings.entry_limit() };
         let subject = Subject { config, rendered: task.texts().map(digest) };
         let logbook = Logbook::open(desk, subject, earlier, self.started_at)?;
         if let Some(resumed) = logbook.resumed() {

@@ -11,7 +11,7 @@ use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
 use crate::modes::execution::Execution;
 use crate::modes::llm::{self, LlmTask};
-use crate::modes::logbook::{digest_of, mismatch};
+use crate::modes::logbook::{digest_of, length_of, mismatch};
 use crate::modes::names::Names;
 use crate::modes::schema::Schema;
 use crate::modes::scope::Scope;
@@ -143,12 +143,29 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
             }
         },
     };
-    let answer = execution.call_tool(CALL, &spec.target, arguments, class).await;
+    let mut answer = execution.call_tool(CALL, &spec.target, arguments, class).await;
     if journaled {
-        let end = answer.clone().map_or_else(End::Failed, End::Answered);
+        let mut end = answer.clone().map_or_else(End::Failed, |output| End::Answered(output.without_copies()));
+        // What an output may not have is refused later; this alone bounds the record.
+        let (bytes, limit) = (length_of(&end), execution.settings.entry_limit());
+        if bytes > limit {
+            let failure = too_large(&spec.target.to_string(), bytes, limit);
+            answer = Err(failure.clone());
+            end = End::Failed(failure);
+        }
         execution.logbook.ended(CALL, &end).await?;
     }
     value(&spec.target.to_string(), answer?)
+}
+
+/// The tool has done its work, and its answer cannot be kept.
+fn too_large(tool: &str, bytes: usize, limit: usize) -> Failure {
+    Failure::validation(
+        "output_too_large",
+        format!(
+            "the tool `{tool}` answered with {bytes} bytes, and at most {limit} can be put on record; `limits.output` sets that. The call was made and may have taken effect; let the tool return less"
+        ),
+    )
 }
 
 fn value(tool: &str, output: ToolOutput) -> Result<Value, Failure> {

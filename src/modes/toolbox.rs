@@ -14,6 +14,7 @@ use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::modes::execution::Execution;
+use crate::modes::logbook::length_of;
 use crate::modes::schema::Schema;
 use crate::modes::template::listed;
 use crate::modes::unknown;
@@ -119,13 +120,26 @@ async fn answer<P: Ports>(
         Ok(output) => {
             let is_error = output.is_error;
             let content = shortened(output.into_blocks(), execution.settings.tool_result_chars);
-            ToolOutput { content, structured: None, is_error }
+            bounded(ToolOutput { content, structured: None, is_error }, target, execution.settings.entry_limit())
         }
         Err(failure) => {
             tracing::debug!(tool = %target, code = failure.code.as_ref(), error = %failure, "tool call failed");
             told(format!("The call failed ({}): {}", failure.code, failure.message))
         }
     })
+}
+
+/// The answer, or words about it where what is no text makes it too large for the record and for a model.
+fn bounded(output: ToolOutput, target: &ToolTarget, limit: usize) -> ToolOutput {
+    let end = End::Answered(output);
+    let bytes = length_of(&end);
+    match end {
+        End::Answered(output) if bytes <= limit => output,
+        _ => told(format!(
+            "The call of `{target}` was made, but its result was left out: it has {bytes} bytes, and at most {limit} \
+             can be taken. Ask for less."
+        )),
+    }
 }
 
 /// Words for the model about a call that has no answer of its own.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::bed::Bed;
+use crate::harness::bed::{Bed, Layout};
 use crate::harness::eventually;
 use crate::harness::model::Model;
 use crate::harness::worker::Spec;
@@ -161,4 +161,32 @@ async fn many_nodes_that_wait_come_back_once_each_to_many_workers() {
     assert_clean(&bed).await;
     let done: Vec<String> = bed.ask(&["HKEYS", &bed.key("done:g")]).await;
     assert_eq!(done.len(), ITEMS + 1, "a record a run, and the count of events");
+}
+
+#[tokio::test]
+async fn an_order_to_stop_ends_a_waiting_node_long_before_its_wait_is_over() {
+    let script = "rules:\n  - reply: {error: {status: 429, retry_after: 600s}}\n";
+    let (bed, model) = (Bed::new().await, Model::start(script));
+    let _worker = spec(&bed, &model, "w1").start().ready().await;
+    for node in ["one", "two", "three"] {
+        bed.submit(&item(node, asking("whatever"))).await;
+    }
+    let mut other = item("other", asking("whatever"));
+    other["graph_id"] = json!("h");
+    bed.put_state(Layout::Hash, "h", &json!({"status": "running"})).await;
+    bed.submit(&other).await;
+    parked_is(&bed, 4).await;
+    bed.ask::<()>(&["HSET", &bed.key("cancel:g"), "two", "{}"]).await;
+    let event = bed.ended(1).await.remove(0);
+    assert_eq!((&event["node_id"], event.failure()), (&json!("two"), ("cancelled", "cancelled")));
+    parked_is(&bed, 3).await;
+    // The graph's own status is an order too.
+    bed.ask::<()>(&["HSET", &bed.key("state:h"), "status", "cancelled"]).await;
+    let events = bed.ended(2).await;
+    let event = events.iter().find(|event| event["graph_id"] == "h").expect("its end");
+    assert_eq!(event.failure(), ("cancelled", "graph_cancelled"));
+    assert_eq!(model.calls().requests, 4, "nobody asked the model again");
+    bed.ask::<()>(&["HSET", &bed.key("cancel:g"), "*", "{}"]).await;
+    bed.ended(4).await;
+    assert_clean(&bed).await;
 }

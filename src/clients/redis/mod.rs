@@ -45,7 +45,7 @@ pub use lease::{Held, Leases, RELEASED, Renewal, Takeover};
 pub use letter::{LETTER_BYTES, Letter};
 pub use link::Link;
 pub use overview::{Holder, StreamOverview, overview, registered};
-pub use parking::{Moved, ParkingLot};
+pub use parking::{Moved, ParkingLot, Waiting};
 pub use reconcile::{NodeStates, Reconciler};
 pub use registry::WorkerRegistry;
 pub use server::{

@@ -45,6 +45,14 @@ pub struct Moved {
     pub bodiless: u64,
 }
 
+/// A piece of work that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    first: String,
+    /// What it is for, if that is known.
+    pub node: Option<(GraphId, NodeId)>,
+}
+
 /// The work that waits outside of the streams of one group.
 #[derive(Debug, Clone)]
 pub struct ParkingLot {
@@ -115,6 +123,49 @@ impl ParkingLot {
             moved.bodiless += flags.iter().filter(|flag| **flag == b'-').count() as u64;
         }
         Ok(moved)
+    }
+
+    /// Work of `stream` that waits, the one that is due first leading, from the place `from` on.
+    pub async fn waiting(&self, stream: &str, from: usize, limit: usize) -> Result<Vec<Waiting>, RedisError> {
+        let what = "a look at parked work";
+        let (parked, bodies) = (self.keys.parked(stream), self.keys.parked_bodies(stream));
+        let mut look = redis::cmd("ZRANGE");
+        look.arg(&parked).arg(from).arg((from + limit).saturating_sub(1));
+        let found: Vec<_> = reply::list(self.ask(&look, &parked).await?, what)?.into_iter().collect();
+        let firsts: Vec<String> = found.into_iter().filter_map(reply::text).collect();
+        if firsts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut runs = redis::cmd("HMGET");
+        runs.arg(&bodies);
+        for first in &firsts {
+            runs.arg(format!("{first}:run"));
+        }
+        let runs = reply::list(self.ask(&runs, &bodies).await?, what)?.into_iter();
+        let runs = runs.map(|run| reply::text(run).as_deref().and_then(Run::parse).map(|run| (run.graph, run.node)));
+        Ok(firsts.into_iter().zip(runs).map(|(first, node)| Waiting { first, node }).collect())
+    }
+
+    /// Lets work that still waits be due at once. Gives the number of those for which that is news.
+    pub async fn hasten(&self, stream: &str, waiting: &[&Waiting]) -> Result<u64, RedisError> {
+        if waiting.is_empty() {
+            return Ok(0);
+        }
+        let parked = self.keys.parked(stream);
+        let mut command = redis::cmd("ZADD");
+        command.arg(&parked).arg("XX").arg("CH");
+        for waiting in waiting {
+            command.arg(0).arg(&waiting.first);
+        }
+        let changed = self.ask(&command, &parked).await?;
+        reply::number(&changed).ok_or(RedisError::Unexpected { what: "letting work be due" })
+    }
+
+    async fn ask(&self, command: &redis::Cmd, key: &str) -> Result<redis::Value, RedisError> {
+        match self.link.query(command).await {
+            Err(RedisError::WrongType { .. }) => Err(RedisError::WrongType { key: Some(String::from(key)) }),
+            answer => answer,
+        }
     }
 
     async fn due(&self, stream: &Arc<str>, limit: usize) -> Result<(u64, Vec<Due>), RedisError> {

@@ -142,6 +142,17 @@ async fn long_results_lose_their_middle_and_other_blocks_stay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_that_is_too_large_whatever_is_left_out_is_told_in_words() {
+    let image = json!({"type": "image", "data": "x".repeat(9 << 20), "mimeType": "image/png"});
+    let script = Script::new()
+        .tool("draw", move |_| Ok(ToolOutput { content: vec![image.clone()], ..ToolOutput::default() }))
+        .model([wants(&[("draw", json!({}))]), says("done")]);
+    assert_eq!(output(&script.run(config()).await)["result"], "done");
+    let result = &results(&script, 1)[0];
+    assert!(result.is_error && text(result).contains("was made, but its result was left out"), "{}", text(result));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_iteration_limit_is_a_failure_that_keeps_what_was_reached() {
     let act = |text: &str| turn(text, &[("add", json!({"text": text}))], StopReason::ToolUse);
     let script = Script::new().tool("add", echo).model([act("one"), act("two")]);

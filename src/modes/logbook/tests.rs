@@ -453,3 +453,26 @@ async fn a_completion_is_paid_for_once_in_llm_mode_and_where_a_model_reads_argum
         assert_eq!((script.calls.borrow().len(), report.spent.tool_calls), (1, 1), "{at}");
     }
 }
+
+/// More than a record may have.
+const HUGE: usize = 9 << 20;
+
+#[tokio::test(start_paused = true)]
+async fn a_tools_answer_that_is_too_large_for_the_record_ends_the_node_and_is_not_asked_for_again() {
+    let script = Script::new().tool("send", |_| Ok(text_output(&"x".repeat(HUGE))));
+    script.dies(Death::After(2), tool_without_inputs()).await;
+    let end = script.journal.field("t0:c0:end");
+    assert_eq!(end["failed"]["code"], "output_too_large");
+    let report = script.run(tool_without_inputs()).await;
+    assert_eq!(code(&report), ("validation", "output_too_large"));
+    assert!(failure(&report).message.contains("may have taken effect"), "{}", failure(&report).message);
+    assert_eq!(script.calls.borrow().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_too_large_for_the_record_ends_the_node() {
+    let script = Script::new().model([says(&"x".repeat(HUGE))]);
+    let report = script.run(json!({"llm_config": {"prompt": "p"}})).await;
+    assert_eq!(code(&report), ("validation", "step_too_large"));
+    assert!(script.journal.names().is_empty());
+}
