@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use actix_web::dev::Server;
-use actix_web::web::{Data, get};
-use actix_web::{App, HttpResponse, HttpServer};
+use actix_web::web::{Data, get, head, resource, to};
+use actix_web::{App, Handler, HttpResponse, HttpServer, Resource};
 use serde_json::json;
 
 use crate::config::HttpConfig;
@@ -30,10 +30,10 @@ pub fn serve(config: &HttpConfig, facts: Facts) -> std::io::Result<(Server, Sock
     let server = HttpServer::new(move || {
         App::new()
             .app_data(facts.clone())
-            .route("/health", get().to(health))
-            .route("/live", get().to(live))
-            .route("/ready", get().to(ready))
-            .route("/metrics", get().to(metrics))
+            .service(readable("/health", health))
+            .service(readable("/live", live))
+            .service(readable("/ready", ready))
+            .service(readable("/metrics", metrics))
     })
     .workers(1)
     // The worker itself decides what a signal means, and in which order things stop.
@@ -42,6 +42,15 @@ pub fn serve(config: &HttpConfig, facts: Facts) -> std::io::Result<(Server, Sock
     .listen(listener)?
     .run();
     Ok((server, address))
+}
+
+/// A page that is there to be read: by GET, by HEAD where the status is enough, and by nothing else.
+fn readable<H>(path: &str, page: H) -> Resource
+where
+    H: Handler<(Data<Facts>,), Output = HttpResponse> + Clone,
+{
+    let refused = || async { HttpResponse::MethodNotAllowed().insert_header(("allow", "GET, HEAD")).finish() };
+    resource(path).route(get().to(page.clone())).route(head().to(page)).default_service(to(refused))
 }
 
 async fn health(facts: Data<Facts>) -> HttpResponse {

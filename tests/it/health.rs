@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::bed::{Bed, GROUP};
-use crate::harness::eventually;
 use crate::harness::gate::Gate;
 use crate::harness::mcp;
 use crate::harness::model::Model;
+use crate::harness::{PATIENCE, eventually};
 
 fn sum(node: &str) -> Value {
     json!({"graph_id": "g", "node_id": node, "inputs": {}, "config": {"tool_name": "calculate", "tool_params": {"expression": "1"}}})
@@ -107,6 +107,31 @@ rules:
     for secret in ["a key of the test", "g\"", "node_id", "graph"] {
         assert!(!text.text.contains(secret), "{secret:?} has no place in metrics");
     }
+}
+
+#[tokio::test]
+async fn pages_are_read_by_get_and_head_and_changed_by_nobody() {
+    let bed = Bed::new().await;
+    let worker = bed.worker("w1").start().ready().await;
+    let address = worker.address().await;
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    for path in ["/health", "/live", "/ready", "/metrics"] {
+        let ask = async |method: reqwest::Method| {
+            let request = client.request(method, format!("http://{address}{path}")).timeout(PATIENCE);
+            let response = request.send().await.unwrap_or_else(|error| panic!("{path}: {error}"));
+            let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+            let (allow, kind) = (header("allow"), header("content-type"));
+            (response.status().as_u16(), allow, kind, response.bytes().await.expect("a body").len())
+        };
+        let (status, _, kind, length) = ask(reqwest::Method::GET).await;
+        assert!(status == 200 && length > 0, "{path}: {status}");
+        assert_eq!(ask(reqwest::Method::HEAD).await, (200, None, kind, 0), "{path}");
+        for method in [reqwest::Method::POST, reqwest::Method::DELETE, reqwest::Method::OPTIONS] {
+            let (status, allow, ..) = ask(method.clone()).await;
+            assert_eq!((status, allow.as_deref()), (405, Some("GET, HEAD")), "{method} {path}");
+        }
+    }
+    assert_eq!(worker.get("/elsewhere").await.status, 404);
 }
 
 #[tokio::test]
