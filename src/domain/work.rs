@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -183,10 +184,15 @@ struct Wire<'a> {
 }
 
 fn decode<'a>(text: &'a str, what: &str) -> Result<Wire<'a>, Malformed> {
-    if !text.trim_start().starts_with('{') {
-        return Err(Malformed::new("not_an_object", format!("{what} is not a JSON object")));
+    let not_json = |error| Malformed::new("not_json", format!("{what} is not valid JSON: {error}"));
+    if text.trim_ascii().is_empty() {
+        return Err(Malformed::new("not_json", format!("{what} is empty; it must be a JSON object")));
     }
-    serde_json::from_str(text).map_err(|error| Malformed::new("not_json", format!("{what} is not valid JSON: {error}")))
+    if !text.trim_start().starts_with('{') {
+        let _: IgnoredAny = serde_json::from_str(text).map_err(not_json)?;
+        return Err(Malformed::new("not_an_object", format!("{what} is JSON, but not an object")));
+    }
+    serde_json::from_str(text).map_err(not_json)
 }
 
 impl WorkItem {
@@ -204,13 +210,11 @@ impl WorkItem {
         let item = Self::from_wire(inner, Some(&outer), stream, origin)?;
         match envelope_type.as_deref() {
             Some("node.work") => Ok(item),
-            other => Err(Malformed {
-                ids: Some(item.known_ids()),
-                ..Malformed::new(
-                    "unknown_type",
-                    format!("the envelope's `type` is {other:?}; this worker takes \"node.work\""),
-                )
-            }),
+            other => {
+                let seen = other.map_or_else(|| String::from("is missing"), |other| format!("is {other:?}"));
+                let message = format!("the envelope's `type` {seen}; this worker takes \"node.work\"");
+                Err(Malformed { ids: Some(item.known_ids()), ..Malformed::new("unknown_type", message) })
+            }
         }
     }
 
@@ -378,7 +382,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_understood_says_why() {
-        assert_eq!(reason(""), "not_an_object");
+        assert_eq!(reason(""), "not_json");
+        assert_eq!(reason("nope"), "not_json");
         assert_eq!(reason("[]"), "not_an_object");
         assert_eq!(reason(r#"{"graph_id":"g","node_id":"n""#), "not_json");
         assert_eq!(reason(r#"{"node_id":"n"}"#), "missing_id");
@@ -390,6 +395,26 @@ mod tests {
         assert_eq!(reason(r#"{"graph_id":"g","node_id":"n","inputs":[1]}"#), "invalid_field");
         let error = WorkItem::parse(b"{\"graph_id\":\"\xff\"}", "s", &EntryId::new("1-0")).expect_err("not UTF-8");
         assert_eq!(error.reason, "not_utf8");
+    }
+
+    #[test]
+    fn what_is_empty_is_no_json_and_what_is_json_is_no_object_are_told_apart() {
+        let words = |data: &str| parse(data).expect_err("malformed").message;
+        assert_eq!(words(" \n"), "field `data` is empty; it must be a JSON object");
+        assert!(words("nope").starts_with("field `data` is not valid JSON: "), "{}", words("nope"));
+        assert_eq!(words("[1]"), "field `data` is JSON, but not an object");
+        // However deep it is, looking at it takes no stack.
+        assert_eq!(reason(&"[".repeat(1_000_000)), "not_json");
+        assert_eq!(reason(&format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000))), "not_an_object");
+    }
+
+    #[test]
+    fn the_type_of_an_envelope_is_told_as_json_would() {
+        let words = |data: &str| parse(data).expect_err("malformed").message;
+        let wrong = words(r#"{"type":"node.wrk","data":{"graph_id":"g","node_id":"n"}}"#);
+        assert_eq!(wrong, r#"the envelope's `type` is "node.wrk"; this worker takes "node.work""#);
+        let none = words(r#"{"data":{"graph_id":"g","node_id":"n"}}"#);
+        assert_eq!(none, r#"the envelope's `type` is missing; this worker takes "node.work""#);
     }
 
     #[test]

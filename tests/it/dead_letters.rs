@@ -147,7 +147,7 @@ async fn a_letter_whose_data_was_cut_says_so_and_stays() {
     bed.settled().await;
     bed.submit_raw(b"plain text").await;
     bed.settled().await;
-    let said = dead_letters(&bed, &["retry", "--reason", "not_an_object", "--limit", "1"]).await;
+    let said = dead_letters(&bed, &["retry", "--reason", "not_json", "--limit", "1"]).await;
     assert_eq!(said.code, Some(1));
     assert!(said.text.contains("only the first 65536 of its 70000 bytes were kept"), "{}", said.text);
     assert!(said.text.contains("0 of 2 matching retried, 1 cannot be"), "{}", said.text);

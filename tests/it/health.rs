@@ -86,7 +86,7 @@ rules:
         ("executor_errors_total", &["permanent"], 1.0),
         ("executor_errors_total", &["configuration"], 1.0),
         ("executor_retries_total", &[], 1.0),
-        ("executor_dead_letters_total", &["not_an_object"], 1.0),
+        ("executor_dead_letters_total", &["not_json"], 1.0),
         ("executor_tool_calls_total", &[r#"server="builtin""#, r#"tool="calculate""#, r#"outcome="ok""#], 1.0),
         ("executor_tool_calls_total", &[r#"server="voice""#, r#"tool="say""#, r#"outcome="ok""#], 1.0),
         ("executor_tool_calls_total", &[r#"server="voice""#, r#"tool="fail""#, r#"outcome="tool_error""#], 1.0),
