@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use da_node_executor::cli::config as cli;
 use da_node_executor::config::error::ConfigError;
-use da_node_executor::config::load::{LoadOptions, Loaded, load};
+use da_node_executor::config::load::{LoadOptions, Loaded, load, load_file};
 use da_node_executor::config::schema::{FALLBACK_KEYS, KEYS, Key, Kind, SHORT_NAMES};
 use da_node_executor::config::source::Source;
 use da_node_executor::config::{Config, DEFAULT_TOML, McpServerConfig, ProviderConfig, ProviderKind, UnknownOutcome};
@@ -108,17 +108,38 @@ fn a_value_of_the_file_knows_its_line() {
 }
 
 #[test]
+fn the_address_of_redis_is_written_alike_wherever_it_stands() {
+    for given in [
+        Given::env(&[("REDIS_ADDR", "cache:6380")]),
+        Given::env(&[("EXECUTOR__REDIS__URL", "cache:6380")]),
+        Given::file("[redis]\nurl = \"cache:6380\"\n"),
+        Given::default().and_flag("redis.url", "cache:6380"),
+    ] {
+        assert_eq!(given.config().redis.url, "redis://cache:6380");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_refused_by_who_named_it() {
+    let refusal = Given::env(&[("EXECUTOR_CONFIG", "/nowhere/worker.toml")]).refusal();
+    let begin = "the configuration is refused: EXECUTOR_CONFIG (environment): /nowhere/worker.toml cannot be read: ";
+    assert!(refusal.starts_with(begin), "{refusal}");
+    let mut given = Given::default();
+    given.options.file = Some("/nowhere/worker.toml".into());
+    let refusal = given.refusal();
+    let begin = "the configuration is refused: --config (command line): /nowhere/worker.toml cannot be read: ";
+    assert!(refusal.starts_with(begin), "{refusal}");
+    let error = load_file("/nowhere/worker.toml".as_ref()).expect_err("it is not there").to_string();
+    assert!(error.starts_with("the configuration is refused: /nowhere/worker.toml: cannot be read: "), "{error}");
+}
+
+#[test]
 fn a_flag_names_the_file_before_the_environment_does() {
     let other = Given::file("[pool]\nsize = 5\n");
     let path = other.options.file.clone().expect("a file").to_str().expect("a plain path").to_owned();
     assert_eq!(Given::env(&[("EXECUTOR_CONFIG", &path)]).config().pool.size.get(), 5);
     let both = Given::file("[pool]\nsize = 6\n").and_env(&[("EXECUTOR_CONFIG", &path)]);
     assert_eq!(both.config().pool.size.get(), 6);
-    assert!(
-        Given::env(&[("EXECUTOR_CONFIG", "/nowhere/worker.toml")])
-            .refusal()
-            .contains("/nowhere/worker.toml: cannot be read")
-    );
 }
 
 #[test]
@@ -399,6 +420,7 @@ fn a_short_and_a_long_name_may_agree_and_must_not_differ() {
         assert!(!refusal.contains(&other) || key.kind != Kind::Secret);
     }
     Given::env(&[("REDIS_ADDR", "h:1"), ("EXECUTOR__REDIS__URL", "redis://h:1")]).good();
+    Given::env(&[("REDIS_ADDR", "redis://h:1"), ("EXECUTOR__REDIS__URL", "h:1")]).good();
     Given::env(&[("EXECUTOR__LEASE__DURATION", "60s"), ("EXECUTOR__lease__duration", "60s")]).good();
 }
 
@@ -647,7 +669,8 @@ fn impossible_files_are_refused_by_key_and_line() {
         ),
         ("[mcp.servers.\"a b\"]\ncommand = \"a\"", "mcp.servers.\"a b\".command", 2, "of letters, digits"),
         ("[mcp.servers.a]\ncommand = \"a\"\nurls = \"b\"", "mcp.servers.a.urls", 3, "did you mean `url`?"),
-        ("[redis]\nurl = \"h:1\"", "redis.url", 2, "must be the address of one server"),
+        ("[redis]\nurl = \"h\"", "redis.url", 2, "must be the address of one server: host:port"),
+        ("[redis]\nurl = \"me:secret@h:1\"", "redis.url", 2, "must be the address of one server"),
         ("[redis]\nurl = \"redis://:a@h:1\"\npassword = \"b\"", "redis.url", 2, "another password"),
     ] {
         let given = Given::file(text);

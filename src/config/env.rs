@@ -21,8 +21,8 @@ pub const MCP_SERVERS: &str = "MCP_SERVERS";
 pub const CONFIG_FILE: &str = "EXECUTOR_CONFIG";
 /// The directives that the ecosystem knows; they win over the level of this configuration.
 const RUST_LOG: &str = "RUST_LOG";
-/// May be `host:port` as well as a URL.
-const REDIS_ADDR: &str = "REDIS_ADDR";
+/// Its short and its long name may say the same as `host:port` and as a URL.
+const REDIS_URL: &str = "redis.url";
 
 /// The longest secret that is read from a file.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
@@ -69,13 +69,17 @@ impl Target {
         }
     }
 
-    /// A problem of the key that `variable` is for.
-    fn problem(self, variable: &str, message: impl Into<String>) -> Problem {
-        let key = match self {
+    /// The dotted path of the key, or the name of what is no key.
+    fn path(self) -> &'static str {
+        match self {
             Self::Key(at) => KEYS[at].path,
             Self::Fallback(at) => FALLBACK_KEYS[at].0,
-        };
-        Problem::new(key, Source::Environment(variable.to_owned()), message)
+        }
+    }
+
+    /// A problem of the key that `variable` is for.
+    fn problem(self, variable: &str, message: impl Into<String>) -> Problem {
+        Problem::new(self.path(), Source::Environment(variable.to_owned()), message)
     }
 }
 
@@ -111,7 +115,7 @@ impl Environment {
                 Ok(text) if text.is_empty() => {
                     environment.warnings.push(format!("{name}: {} is empty", shown(value)));
                 }
-                Ok(text) if name == REDIS_ADDR => match redis_addr::from_variable(&text) {
+                Ok(text) if target.path() == REDIS_URL => match redis_addr::to_url(&text) {
                     Ok(url) => candidates.entry(target).or_default().push((name, url)),
                     Err(message) => problems.push(target.problem(name, message)),
                 },

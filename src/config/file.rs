@@ -18,15 +18,20 @@ use crate::domain::node::nearest;
 /// The longest file that is read.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// Reads a file; nothing if it cannot be read or is no TOML. Every problem is added to `problems`.
-pub fn read(path: &Path, problems: &mut Vec<Problem>) -> Option<Layer> {
+/// Reads a file; nothing if it cannot be read or is no TOML. Every problem is added to `problems`. `named` is what
+/// named the file, which is to blame if that cannot be read.
+pub fn read(path: &Path, named: Option<&Source>, problems: &mut Vec<Problem>) -> Option<Layer> {
     let whole = |line, message: String| {
         Problem::new(path.display().to_string(), Source::File { path: path.to_owned(), line }, message)
     };
     let text = match text(path) {
         Ok(text) => text,
         Err(message) => {
-            problems.push(whole(None, message));
+            let key = path.display().to_string();
+            problems.push(match named {
+                Some(named) => Problem::new(&key, named.clone(), format!("{key} {message}")),
+                None => whole(None, message),
+            });
             return None;
         }
     };

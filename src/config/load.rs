@@ -9,7 +9,7 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 
-use crate::config::env::{Environment, MCP_SERVERS};
+use crate::config::env::{CONFIG_FILE, Environment, MCP_SERVERS};
 use crate::config::error::{ConfigError, Problem};
 use crate::config::layer::{Layer, get, insert};
 use crate::config::schema::{self, KEYS, PROVIDER_KINDS};
@@ -58,10 +58,18 @@ pub fn defaults() -> Config {
 
 /// Reads the configuration, or says everything that is wrong with it.
 pub fn load(options: &LoadOptions) -> Result<Loaded, ConfigError> {
+    load_named(options, Some(Source::Flag(String::from("--config"))))
+}
+
+/// The same where something else may have named the file of the options; see [`file::read`].
+fn load_named(options: &LoadOptions, named: Option<Source>) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
     let environment = Environment::read(&options.env, &mut problems);
-    let path = options.file.clone().filter(|path| !path.as_os_str().is_empty()).or(environment.file.clone());
-    let from_file = match path.as_deref().map(|path| file::read(path, &mut problems)) {
+    let (path, named) = match options.file.clone().filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => (Some(path), named),
+        None => (environment.file.clone(), Some(Source::Environment(CONFIG_FILE.to_owned()))),
+    };
+    let from_file = match path.as_deref().map(|path| file::read(path, named.as_ref(), &mut problems)) {
         Some(Some(layer)) => layer,
         // Without the file most of what follows would be blamed for what stands in it.
         Some(None) => return Err(ConfigError { problems }),
@@ -262,7 +270,7 @@ fn unexpected(error: &figment::Error) -> ConfigError {
 
 /// Reads one file alone, with no environment and no flags.
 pub fn load_file(path: &Path) -> Result<Loaded, ConfigError> {
-    load(&LoadOptions { file: Some(path.to_owned()), ..LoadOptions::default() })
+    load_named(&LoadOptions { file: Some(path.to_owned()), ..LoadOptions::default() }, None)
 }
 
 #[cfg(test)]

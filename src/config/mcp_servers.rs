@@ -1,7 +1,7 @@
 //! The value of `MCP_SERVERS`: names and addresses of tool servers over HTTP in one line. Servers over stdio stand
 //! in the file.
 
-use url::Url;
+use url::{Host, Url};
 
 /// One server of the list.
 #[derive(Clone, PartialEq, Eq)]
@@ -92,7 +92,12 @@ fn server(item: &str) -> Result<Listed, String> {
     }
     let name = match name {
         Some(name) => name.to_owned(),
-        None => url.host_str().and_then(|host| host.split('.').next()).unwrap_or_default().to_owned(),
+        None => match url.host() {
+            Some(Host::Domain(host)) => host.split('.').next().unwrap_or_default().to_owned(),
+            // An address has no labels: any part of it alone would be that of its neighbours too.
+            Some(Host::Ipv4(address)) => address.to_string().replace('.', "-"),
+            Some(Host::Ipv6(_)) | None => String::new(),
+        },
     };
     if !is_name(&name) {
         return Err(String::from("its host gives no name; write `name=` before the address"));
@@ -122,7 +127,15 @@ mod tests {
             pairs("http://tools-server:8080,https://search.example.com/mcp"),
             owned(&[("tools-server", "http://tools-server:8080"), ("search", "https://search.example.com/mcp")])
         );
-        assert_eq!(pairs("http://127.0.0.1:9/mcp"), owned(&[("127", "http://127.0.0.1:9/mcp")]));
+    }
+
+    #[test]
+    fn an_unnamed_server_at_an_address_takes_all_of_it() {
+        assert_eq!(
+            pairs("http://10.0.0.1/mcp,http://10.0.0.2:9/mcp"),
+            owned(&[("10-0-0-1", "http://10.0.0.1/mcp"), ("10-0-0-2", "http://10.0.0.2:9/mcp")])
+        );
+        assert!(problem("http://10.0.0.1:1/,http://10.0.0.1:2/").contains("both called `10-0-0-1`"));
     }
 
     #[test]

@@ -29,8 +29,8 @@ pub struct RedisAddress {
     pub password: Option<String>,
 }
 
-/// `REDIS_ADDR` as a URL. The answer never repeats the text.
-pub fn from_variable(text: &str) -> Result<String, String> {
+/// An address as people write it, `host:port` or a URL, as a URL. The answer never repeats the text.
+pub fn to_url(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.contains("://") {
         return Ok(text.to_owned());
@@ -44,8 +44,9 @@ pub fn from_variable(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reads a URL. The answer never repeats it.
+/// Reads an address. The answer never repeats it.
 pub fn parse(text: &str) -> Result<RedisAddress, String> {
+    let text = to_url(text)?;
     let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_lowercase());
     let scheme = scheme.as_deref().unwrap_or_default();
     if let Some((scheme, what)) = LATER.iter().find(|(later, _)| *later == scheme) {
@@ -54,7 +55,7 @@ pub fn parse(text: &str) -> Result<RedisAddress, String> {
     if !["redis", "rediss"].contains(&scheme) {
         return Err(REMEDY.to_owned());
     }
-    let mut url = Url::parse(text).map_err(|error| format!("{error}; it {REMEDY}"))?;
+    let mut url = Url::parse(&text).map_err(|error| format!("{error}; it {REMEDY}"))?;
     let host = url.host_str().unwrap_or_default();
     if host.is_empty() || host.contains(',') {
         return Err(REMEDY.to_owned());
@@ -68,7 +69,7 @@ pub fn parse(text: &str) -> Result<RedisAddress, String> {
         Some(encoded) => Some(decode(encoded).ok_or("its password is not percent-encoded UTF-8")?),
     };
     if password.is_none() {
-        return Ok(RedisAddress { url: text.to_owned(), password });
+        return Ok(RedisAddress { url: text, password });
     }
     url.set_password(None).map_err(|()| REMEDY.to_owned())?;
     Ok(RedisAddress { url: url.into(), password })
@@ -104,10 +105,11 @@ mod tests {
 
     #[test]
     fn host_and_port_become_a_url() {
-        assert_eq!(from_variable("localhost:6379").as_deref(), Ok("redis://localhost:6379"));
-        assert_eq!(from_variable(" [::1]:6379").as_deref(), Ok("redis://[::1]:6379"));
+        assert_eq!(to_url("localhost:6379").as_deref(), Ok("redis://localhost:6379"));
+        assert_eq!(to_url(" [::1]:6379").as_deref(), Ok("redis://[::1]:6379"));
+        assert_eq!(parse("cache:6380").map(|address| address.url).as_deref(), Ok("redis://cache:6380"));
         for bad in ["localhost", ":6379", "h:x", "a:1,b:2", "user:pass@h:1", "h:1/2", "h:70000"] {
-            assert!(from_variable(bad).is_err(), "{bad}");
+            assert!(to_url(bad).is_err(), "{bad}");
         }
     }
 
