@@ -193,7 +193,8 @@ async fn a_password_is_used_and_never_shown() {
     }
     let worker = bed.worker("w1").env("REDIS_PASS", "wrong").start();
     assert_eq!(worker.answers("/ready", 503).await.status, 503);
-    worker.said("reading work failed").await;
+    let record = worker.said("reading work failed").await;
+    assert!(record["error"].as_str().is_some_and(|error| error.contains("REDIS_PASS")), "{record}");
     assert_eq!(worker.get("/live").await.status, 200);
 }
 
@@ -219,6 +220,17 @@ async fn another_database_is_used_when_it_is_asked_for() {
     })
     .await;
     assert_eq!(bed.ask::<usize>(&["DBSIZE"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_database_that_redis_does_not_have_is_named_by_its_setting() {
+    let bed = Bed::new().await;
+    let worker = bed.worker("w1").env("REDIS_DB", "99999").start();
+    let record = worker.said("reading work failed").await;
+    let error = record["error"].as_str().unwrap_or_default();
+    assert!(error.contains("REDIS_DB") && error.contains("out of range"), "{record}");
+    assert!(!error.contains("cannot be reached"), "it was reached: {record}");
+    assert_eq!(worker.answers("/ready", 503).await.status, 503);
 }
 
 #[tokio::test]

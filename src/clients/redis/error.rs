@@ -63,8 +63,17 @@ pub enum RedisError {
         /// The key, where it is known.
         key: Option<String>,
     },
+    /// The server is there and takes no connection of ours: it has no such database, or no room for one more client.
+    #[error(
+        "Redis refuses the connection: {detail}; check the database number, REDIS_DB (`redis.db`), and the server's \
+         `maxclients`"
+    )]
+    Refused {
+        /// The server's words, shortened.
+        detail: String,
+    },
     /// The server wants another password, or does not allow the command.
-    #[error("Redis refuses us ({code}); check `redis.password` and the user's permissions")]
+    #[error("Redis refuses us ({code}); {}", remedy(code))]
     Auth {
         /// `NOAUTH`, `WRONGPASS`, `NOPERM` or the like.
         code: String,
@@ -89,7 +98,11 @@ impl RedisError {
     /// Whether the server cannot be reached or does not serve, as opposed to refusing one command.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::NotReady { .. } | Self::Auth { .. } => true,
+            Self::Unavailable { .. }
+            | Self::TimedOut { .. }
+            | Self::NotReady { .. }
+            | Self::Refused { .. }
+            | Self::Auth { .. } => true,
             Self::Address { .. }
             | Self::Oom
             | Self::ReadOnly
@@ -131,6 +144,7 @@ impl RedisError {
                 reason: format!("no connection within {}", humantime::format_duration(limit)),
                 source: None,
             },
+            Self::Other { detail, .. } => Self::Refused { detail },
             _ => Self::Unavailable { reason: error.to_string(), source: Some(error) },
         }
     }
@@ -161,6 +175,7 @@ impl RedisError {
             Self::Unavailable { .. }
             | Self::TimedOut { .. }
             | Self::NotReady { .. }
+            | Self::Refused { .. }
             | Self::Oom
             | Self::ReadOnly
             | Self::MisConf
@@ -181,6 +196,7 @@ impl RedisError {
             Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Unexpected { .. } => true,
             Self::Address { .. }
             | Self::NotReady { .. }
+            | Self::Refused { .. }
             | Self::Oom
             | Self::ReadOnly
             | Self::MisConf
@@ -200,6 +216,7 @@ impl RedisError {
             Self::Unavailable { .. }
             | Self::TimedOut { .. }
             | Self::ReadOnly
+            | Self::Refused { .. }
             | Self::Auth { .. }
             | Self::Unexpected { .. } => true,
             Self::Address { .. }
@@ -221,6 +238,7 @@ impl RedisError {
             Self::Unavailable { .. } => "redis_unavailable",
             Self::TimedOut { .. } => "redis_timeout",
             Self::NotReady { .. } => "redis_not_ready",
+            Self::Refused { .. } => "redis_refused",
             Self::Oom => "redis_oom",
             Self::ReadOnly => "redis_read_only",
             Self::MisConf => "redis_misconf",
@@ -235,6 +253,15 @@ impl RedisError {
     }
 }
 
+/// What to do about a refusal of who we are.
+fn remedy(code: &str) -> &'static str {
+    match code {
+        "NOPERM" => "the user of REDIS_ADDR (`redis.url`) needs every command and key of the worker: check its ACL",
+        "DENIED" => "the server is in protected mode: give it a password, or let it listen to its own host alone",
+        _ => "check REDIS_PASS (`redis.password`) and the user in REDIS_ADDR (`redis.url`)",
+    }
+}
+
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         let (code, message) = (error.code(), error.to_string());
@@ -245,6 +272,7 @@ impl From<RedisError> for Failure {
             RedisError::Unavailable { .. }
             | RedisError::TimedOut { .. }
             | RedisError::NotReady { .. }
+            | RedisError::Refused { .. }
             | RedisError::Oom
             | RedisError::ReadOnly
             | RedisError::MisConf
@@ -296,5 +324,16 @@ mod tests {
         assert_eq!(RedisError::from_connect(full, LIMIT).retry(), Retry::After(None));
         let wrong = redis::make_extension_error(String::from("WRONGPASS"), None);
         assert_eq!(RedisError::from_connect(wrong, LIMIT).retry(), Retry::Never);
+    }
+
+    #[test]
+    fn a_refusal_names_the_setting_that_is_to_blame() {
+        assert!(reply("WRONGPASS").to_string().contains("REDIS_PASS (`redis.password`)"));
+        assert!(reply("NOPERM").to_string().contains("ACL"), "the password is good");
+        let database = redis::make_extension_error(String::from("ERR"), Some(String::from("DB index is out of range")));
+        let refused = RedisError::from_connect(database, LIMIT);
+        assert!(refused.is_outage() && !refused.outcome_unknown(), "nothing was sent");
+        let words = refused.to_string();
+        assert!(words.contains("DB index is out of range") && words.contains("REDIS_DB (`redis.db`)"), "{words}");
     }
 }
