@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
+use std::slice;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -152,6 +153,19 @@ impl ToolHandle {
         }
     }
 
+    /// Why the first of these names that leads nowhere does so, if it is the configuration that keeps its tool away.
+    fn kept_away(&self, catalogs: &[Catalog], patterns: &[String]) -> Option<Failure> {
+        let leads = |pattern: &String| resolve(catalogs, &self.registry_specs, slice::from_ref(pattern)).is_ok();
+        let lost = patterns.iter().find(|pattern| !leads(pattern))?;
+        let concerned = self.servers.iter().filter(|(server, _)| concerns(lost, &server.name));
+        let mut hidden = concerned.filter_map(|(server, _)| {
+            let own = lost.strip_prefix(server.name.as_str()).and_then(|rest| rest.strip_prefix('/'));
+            server.why_hidden(own.unwrap_or(lost))
+        });
+        let why = hidden.next().or_else(|| self.registry.why_off(lost).map(str::to_owned))?;
+        Some(Failure::configuration("unknown_tool", why))
+    }
+
     async fn builtin(&self, call: &ToolCall) -> Result<ToolOutput, Failure> {
         let started = Instant::now();
         let run = self.registry.call(&call.target.name, &*call.arguments, &call.context);
@@ -211,7 +225,7 @@ impl Tools for ToolHandle {
                 Ok(resolved.tools)
             }
             // The name may be one of the server that is away.
-            Err(unknown) => Err(trouble.unwrap_or(unknown)),
+            Err(unknown) => Err(trouble.or_else(|| self.kept_away(&catalogs, patterns)).unwrap_or(unknown)),
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Server {
 #[derive(Clone)]
 struct Catalog {
     tools: Arc<Vec<ToolSpec>>,
+    /// Names that the server offers too and its configuration hides.
+    hidden: Arc<[String]>,
     /// The session and its count of announced changes that the tools were read at.
     session: std::sync::Weak<Session>,
     changes: u64,
@@ -94,6 +96,13 @@ impl Server {
     pub fn last_known_tools(&self) -> Option<Arc<Vec<ToolSpec>>> {
         let catalog = self.catalog.read().expect("nobody panics while holding the catalog");
         catalog.as_ref().map(|catalog| Arc::clone(&catalog.tools))
+    }
+
+    /// Why a tool that the server offers is not there, if its configuration hides it.
+    pub fn why_hidden(&self, tool: &str) -> Option<String> {
+        let catalog = self.catalog.read().expect("nobody panics while holding the catalog");
+        let hidden = catalog.as_ref()?.hidden.iter().any(|name| name == tool);
+        hidden.then(|| format!("`{0}/{tool}` is hidden by `mcp.servers.{0}.allow` or `deny`", self.name))
     }
 
     /// The open session, or a new one. After a failure the next attempt waits; until then the last error answers.
@@ -183,11 +192,13 @@ impl Server {
             }
             listed => listed,
         };
-        let tools: Vec<ToolSpec> =
-            listed?.into_iter().filter(|tool| allowed(&self.config, &tool.name)).map(|tool| self.spec(tool)).collect();
+        let (listed, hidden): (Vec<_>, Vec<_>) =
+            listed?.into_iter().partition(|tool| allowed(&self.config, &tool.name));
+        let hidden = hidden.into_iter().map(|tool| tool.name).collect();
+        let tools: Vec<ToolSpec> = listed.into_iter().map(|tool| self.spec(tool)).collect();
         tracing::debug!(mcp.server = self.name, tools = tools.len(), "discovered tools");
         let tools = Arc::new(tools);
-        let catalog = Catalog { tools: Arc::clone(&tools), session: Arc::downgrade(&session), changes };
+        let catalog = Catalog { tools: Arc::clone(&tools), hidden, session: Arc::downgrade(&session), changes };
         *self.catalog.write().expect("nobody panics while holding the catalog") = Some(catalog);
         Ok(tools)
     }

@@ -19,7 +19,7 @@ use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::ports::CallContext;
 use crate::tools::arguments;
-use crate::tools::builtin::{self, InvalidTools};
+use crate::tools::builtin::{self, BUILTIN_NAMES, InvalidTools};
 
 /// The answer of a function, still to come; it may move between threads.
 type Answer = Pin<Box<dyn Future<Output = Result<ToolOutput, Failure>> + Send>>;
@@ -40,6 +40,8 @@ struct Function {
 #[derive(Clone, Default)]
 pub struct Registry {
     functions: BTreeMap<String, Arc<Function>>,
+    /// Why those that the configuration keeps off are not there.
+    off: BTreeMap<&'static str, String>,
 }
 
 impl Registry {
@@ -52,7 +54,14 @@ impl Registry {
     pub fn builtin(config: &ToolsConfig) -> Result<Self, InvalidTools> {
         let mut registry = Self::new();
         builtin::register(&mut registry, config)?;
+        let off = BUILTIN_NAMES.into_iter().filter_map(|name| Some((name, builtin::why_off(config, name)?)));
+        registry.off = off.collect();
         Ok(registry)
+    }
+
+    /// Why there is no function of this name, if the configuration keeps it off.
+    pub fn why_off(&self, name: &str) -> Option<&str> {
+        self.off.get(name).map(String::as_str)
     }
 
     /// Adds a function whose schema follows from its argument type; one of the same name is replaced.
@@ -294,6 +303,21 @@ mod tests {
     async fn values_of_wrong_arguments_are_not_repeated_in_the_message() {
         let failure = call(json!({"text": ["s3cret"]})).await.expect_err("not a string");
         assert!(!failure.message.contains("s3cret"), "{}", failure.message);
+    }
+
+    #[test]
+    fn a_built_in_tool_that_is_kept_off_says_by_which_key() {
+        let mut config = crate::config::Config::default().tools;
+        config.disable = vec![String::from("calculate")];
+        let registry = Registry::builtin(&config).expect("the name is known");
+        let why = |name: &str| registry.why_off(name).unwrap_or_default().to_owned();
+        assert_eq!(why("http_request"), "`http_request` is off until `tools.http_request.allow` names a host");
+        assert_eq!(why("calculate"), "`calculate` is switched off by `tools.disable`");
+        assert_eq!((registry.why_off("current_time"), registry.why_off("weather")), (None, None));
+        config.disable = vec![String::from("http_request")];
+        config.http_request.allow = vec![String::from("h")];
+        let registry = Registry::builtin(&config).expect("the name is known");
+        assert_eq!(registry.why_off("http_request"), Some("`http_request` is switched off by `tools.disable`"));
     }
 
     #[tokio::test]

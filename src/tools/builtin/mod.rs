@@ -60,6 +60,18 @@ pub(super) fn register(registry: &mut Registry, config: &ToolsConfig) -> Result<
     Ok(())
 }
 
+/// Why a built-in tool is not there, if it is one and the configuration keeps it off.
+pub(super) fn why_off(config: &ToolsConfig, name: &str) -> Option<String> {
+    if !BUILTIN_NAMES.contains(&name) {
+        return None;
+    }
+    if config.disable.iter().any(|disabled| disabled == name) {
+        return Some(format!("`{name}` is switched off by `tools.disable`"));
+    }
+    let off = name == http_request::NAME && config.http_request.allow.is_empty();
+    off.then(|| format!("`{name}` is off until `tools.http_request.allow` names a host"))
+}
+
 #[cfg(test)]
 pub(super) mod testing {
     //! What the tests of the tools share: a caller, and one call of a built-in tool.
