@@ -90,6 +90,13 @@ impl Seen {
     fn json(&self) -> Value {
         let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
         let streams = self.streams.iter().map(|stream| {
+            let holders = stream.holders.iter().map(|holder| {
+                json!({
+                    "consumer": holder.consumer,
+                    "pending": holder.pending,
+                    "idle_seconds": holder.idle.as_secs_f64(),
+                })
+            });
             json!({
                 "stream": stream.stream,
                 "group": stream.group,
@@ -101,6 +108,7 @@ impl Seen {
                 "oldest_pending_seconds": seconds(stream.oldest_pending),
                 "parked": stream.parked,
                 "dead_letters": stream.dead,
+                "holders": holders.collect::<Vec<_>>(),
             })
         });
         let strays = self.strays.iter().map(|stray| {
@@ -139,6 +147,15 @@ impl Seen {
         for stream in self.streams.iter().filter(|stream| !stream.group) {
             let remark = format!("{} has no consumer group {group} yet: no worker has started on it", stream.stream);
             text.push_str(&format!("{}\n", style(remark).yellow()));
+        }
+        let held = self.streams.iter().flat_map(|stream| stream.holders.iter().map(move |holder| (stream, holder)));
+        let mut holders = table(&["PENDING AT", "OF", "ITEMS", "LAST ACTED"]);
+        for (stream, holder) in held {
+            let (consumer, items) = (holder.consumer.clone(), holder.pending.to_string());
+            holders.add_row([consumer, stream.stream.clone(), items, format!("{} ago", short(holder.idle))]);
+        }
+        if !holders.is_empty() {
+            text.push_str(&format!("\n{holders}\n"));
         }
         text.push('\n');
         if self.workers.is_empty() {

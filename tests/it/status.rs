@@ -64,7 +64,14 @@ async fn what_runs_and_who_runs_it_is_told() {
     assert_eq!(facts, [json!(3), json!(1), json!(2), json!(0), json!(1), json!(1)]);
     assert!(stream["oldest_waiting_seconds"].is_f64() && stream["oldest_pending_seconds"].is_f64(), "{stream}");
     assert_eq!((&seen["workers"][0]["id"], &seen["strays"]), (&json!("w1"), &json!([])));
-    assert!(table(&bed).await.contains("w1"));
+    let holder = &stream["holders"][0];
+    let instance = seen["workers"][0]["metadata"]["instance"].as_str().expect("a nonce");
+    assert_eq!((&holder["consumer"], &holder["pending"]), (&json!(format!("w1:{instance}")), &json!(2)));
+    assert!(holder["idle_seconds"].is_f64() && stream["holders"].as_array().map(Vec::len) == Some(1), "{stream}");
+    let shown = table(&bed).await;
+    assert!(shown.lines().any(|line| line.trim_start().starts_with("w1 ")), "the worker: {shown}");
+    let held = shown.lines().find(|line| line.contains(&format!("w1:{instance}"))).expect("who holds items");
+    assert!(held.contains(&bed.stream) && held.contains("ago"), "{held}");
 
     worker.kill();
     bed.ask::<()>(&["DEL", &bed.key("workers:w1")]).await;
