@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use da_node_executor::clients::redis::{BlobError, Settled, Settlement};
-use da_node_executor::config::Layout;
+use da_node_executor::clients::redis::{BlobError, Link, Settled, Settlement};
+use da_node_executor::config::{Layout, RedisConfig};
 use da_node_executor::domain::blob::BlobRef;
 use da_node_executor::domain::ids::GraphId;
 use da_node_executor::domain::outcome::{Category, Failure};
@@ -12,6 +12,8 @@ use da_node_executor::ports::Wanted;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{ITEM, Worker, World, settlement};
+use crate::harness::proxy::Proxy;
+use crate::harness::redis::shared;
 
 fn output(text: &str) -> Box<RawValue> {
     to_raw_value(text).expect("JSON")
@@ -78,6 +80,30 @@ async fn a_settlement_whose_answer_was_lost_leaves_nothing_staged() {
     assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::Again);
     assert!(keys(&world, "staged:*").await.is_empty());
     assert!(worker.blobs.fetch(&graph(), "n", &reference).await.expect("an answer").is_some());
+}
+
+#[tokio::test]
+async fn a_staged_output_that_went_before_it_was_settled_lets_nothing_be_written() {
+    let world = World::new().await;
+    let (worker, first) = world.worker_with("w:1", r#"{"graph_id":"other","node_id":"n"}"#).await;
+    worker.settle(&first).await.expect("the server knows the script from here on");
+    let (_, ours) = world.worker_with("w:1", ITEM).await;
+    let proxy = Proxy::to(shared().port()).await;
+    let through = RedisConfig { url: proxy.url(), ..world.redis.clone() };
+    let worker = world.worker_by("w:1", &Link::new(&through).expect("an address"));
+    let (settlement, reference) = large(&worker, &ours, "wide");
+    // It is gone by the time that the worker hears that it is there.
+    let mut remove = redis::cmd("DEL");
+    remove.arg(world.keys.staged(&ours));
+    proxy.overtake_answers(0, world.raw.clone(), remove);
+    assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::Conflict);
+    world.assert_untouched(&ours).await;
+    assert!(world.redis::<Vec<String>>(&["HVALS", &world.key("done:g")]).await.is_empty(), "no record of the run");
+    assert!(keys(&world, "blob:g:*").await.is_empty());
+    // The same settlement, sent again, stages it again.
+    proxy.heal();
+    assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::DoneStateGone);
+    assert_eq!(world.redis::<String>(&["GET", &reference.key]).await, r#""wide""#);
 }
 
 #[tokio::test]
