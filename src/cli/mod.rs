@@ -34,7 +34,7 @@ const EXIT_CODES: &str = "Exit codes:
   69   a service is needed and does not answer
   70   a fault of the worker itself; a restart may help
   78   wrong configuration; a restart does not help
-  130  a second signal ended the worker at once";
+  130  a second signal ended the worker at once, or Ctrl-C ended `dev` before its end";
 
 /// A generic failure.
 pub const FAILED: u8 = 1;
@@ -180,12 +180,17 @@ pub fn read_input(path: &Path) -> anyhow::Result<String> {
 /// The same for a JSON object, with the place of a mistake in words about the file.
 pub fn read_object(path: &Path) -> anyhow::Result<String> {
     let text = read_input(path)?;
-    let name = if path.as_os_str() == "-" { "the input".into() } else { path.display().to_string() };
+    let name = input_name(path);
     match serde_json::from_str::<serde_json::Value>(&text) {
         Ok(serde_json::Value::Object(_)) => Ok(text),
         Ok(_) => Err(anyhow::anyhow!("{name} is JSON, but no object")),
         Err(error) => Err(anyhow::anyhow!("{name} is not JSON: {error}")),
     }
+}
+
+/// What an input is called in messages.
+pub fn input_name(path: &Path) -> String {
+    if path.as_os_str() == "-" { String::from("the input") } else { path.display().to_string() }
 }
 
 /// Runs a future on a runtime of this thread, for commands that need no actors.

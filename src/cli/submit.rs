@@ -9,12 +9,12 @@ use clap::Args;
 use console::style;
 use serde_json::Value;
 
-use crate::cli::{FAILED, Settings, block_on, fail, print_line, print_note, read_object, redis_away};
+use crate::cli::{FAILED, Settings, block_on, fail, input_name, print_line, print_note, read_object, redis_away};
 use crate::clients::redis::{EventTail, Keys, Link, settled_by, submit};
 use crate::config::Config;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, WorkId};
-use crate::domain::work::WorkItem;
+use crate::domain::work::{Malformed, WorkItem};
 
 /// How long one look for events waits.
 const LOOK: Duration = Duration::from_millis(500);
@@ -51,7 +51,10 @@ pub fn run(settings: &Settings, args: &SubmitArgs) -> u8 {
     // What a worker would refuse is refused here, where somebody can mend it.
     let item = match WorkItem::parse(text.as_bytes(), &stream, &EntryId::new("0-0")) {
         Ok(item) => item,
-        Err(malformed) => return fail(anyhow!("{} is not a work item: {malformed}", args.file.display())),
+        Err(malformed) => {
+            let name = input_name(&args.file);
+            return fail(anyhow!("{name} is not a work item: {malformed}{}", hint(&malformed, &text)));
+        }
     };
     if text.len() > config.limits.item.get() {
         return fail(anyhow!(
@@ -63,6 +66,16 @@ pub fn run(settings: &Settings, args: &SubmitArgs) -> u8 {
     match block_on(deliver(&config, args, &stream, &text, item)) {
         Ok(code) => code,
         Err(error) => redis_away(&error, &config),
+    }
+}
+
+/// What else the text may be, if it is no work item.
+fn hint(malformed: &Malformed, text: &str) -> &'static str {
+    let ids = ["graph_id", "node_id", "execution_id"];
+    let has_ids = serde_json::from_str::<Value>(text).is_ok_and(|item| ids.iter().any(|id| !item[*id].is_null()));
+    match malformed.reason {
+        "missing_id" if !has_ids => "; a node's configuration alone can be tried with `executor-worker exec`",
+        _ => "",
     }
 }
 

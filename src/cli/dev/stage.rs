@@ -1,7 +1,7 @@
 //! What the demo runs on: a Redis, a model, a tool server and the configuration that ties workers to them.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -154,19 +154,11 @@ impl Stage {
     /// Commands for another terminal: one that submits an example to these workers, one that shows the dead letters.
     pub fn commands(&self) -> Vec<String> {
         let program = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
-        let program = Path::new(&program).display();
-        let submit = "submit --wait examples/agent.json";
-        match &self.private {
-            Some(server) => {
-                let (address, port) = (server.address(), server.address().port());
-                let dead = self.keys.dead(self.stream());
-                vec![
-                    format!("REDIS_ADDR={address} {program} {submit}"),
-                    format!("redis-cli -p {port} XRANGE {dead} - +"),
-                ]
-            }
-            None => vec![format!("{program} --config {} {submit}", self.folder.path().join(FILE).display())],
-        }
+        suggestions(
+            Path::new(&program),
+            self.private.as_ref().map(RedisServer::address),
+            &self.folder.path().join(FILE),
+        )
     }
 
     /// Ends everything in order. The folder stays if its logs are still of use; its path is then the answer.
@@ -188,6 +180,17 @@ impl Stage {
             folder.keep()
         })
     }
+}
+
+/// What to try while it is up, at the private Redis or else by the workers' file. Nothing but this program is sure to
+/// be there: a server may come without a client of its own.
+fn suggestions(program: &Path, private: Option<impl Display>, file: &Path) -> Vec<String> {
+    let (program, file) = (program.display(), file.display());
+    let begin = match private {
+        Some(address) => format!("REDIS_ADDR={address} {program}"),
+        None => format!("{program} --config {file}"),
+    };
+    ["submit --wait examples/agent.json", "dead-letters list"].map(|command| format!("{begin} {command}")).into()
 }
 
 /// The provider of the workers' file.
@@ -314,13 +317,29 @@ impl From<RedisError> for Trouble {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli::Cli;
     use crate::config::load::{LoadOptions, load};
 
     #[test]
     fn an_address_is_shown_without_its_password() {
         assert_eq!(shown("redis://:secret@host:6380/2"), "host:6380");
         assert_eq!(shown(&url_of("host:6379")), "host:6379");
+    }
+
+    #[test]
+    fn what_is_proposed_needs_nothing_but_this_program() {
+        let (program, file) = (Path::new("executor-worker"), Path::new("worker.toml"));
+        let private = suggestions(program, Some("127.0.0.1:7"), file);
+        let elsewhere = suggestions(program, None::<&str>, file);
+        assert!(private.iter().all(|line| line.starts_with("REDIS_ADDR=127.0.0.1:7 executor-worker ")), "{private:?}");
+        assert!(elsewhere.iter().all(|line| line.contains("--config worker.toml")), "{elsewhere:?}");
+        for line in private.iter().chain(&elsewhere) {
+            let words = line.split(' ').skip_while(|word| word.contains('='));
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
     }
 
     #[test]
