@@ -3,6 +3,7 @@
 mod blobs;
 mod cancel;
 mod chaos;
+mod cli;
 mod concurrency;
 mod config_start;
 mod dead_letters;

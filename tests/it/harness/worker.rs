@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -21,6 +21,7 @@ pub struct Spec {
     env: BTreeMap<String, String>,
     file: String,
     arguments: Vec<String>,
+    input: Option<String>,
     open_files: Option<u32>,
 }
 
@@ -29,7 +30,7 @@ impl Spec {
     pub fn bare() -> Self {
         let inherited = ["PATH", "HOME", "TMPDIR"];
         let env = inherited.into_iter().filter_map(|name| Some((String::from(name), std::env::var(name).ok()?)));
-        Self { env: env.collect(), file: String::new(), arguments: Vec::new(), open_files: None }
+        Self { env: env.collect(), file: String::new(), arguments: Vec::new(), input: None, open_files: None }
     }
 
     /// Sets a variable of the environment.
@@ -53,6 +54,12 @@ impl Spec {
     /// Adds an argument.
     pub fn argument(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// Writes to its stdin, which is empty otherwise.
+    pub fn input(mut self, text: impl Into<String>) -> Self {
+        self.input = Some(text.into());
         self
     }
 
@@ -80,8 +87,16 @@ impl Spec {
             std::fs::write(&path, &self.file).expect("the folder is ours");
             command.arg("--config").arg(path);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(match self.input {
+            Some(_) => Stdio::piped(),
+            None => Stdio::null(),
+        });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the worker can be started");
+        if let (Some(text), Some(mut stdin)) = (self.input, child.stdin.take()) {
+            // By a thread of its own: a process that does not read would hold the test. One that ended is seen elsewhere.
+            std::thread::spawn(move || stdin.write_all(text.as_bytes()));
+        }
         let (log, printed) = (Arc::default(), Arc::default());
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
         let readers = [
