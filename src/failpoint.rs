@@ -11,11 +11,11 @@ pub enum Point {
     AfterRead,
     /// The run is ours and the state was read.
     AfterStateLoad,
-    /// A model's turn is there and recorded.
+    /// A model's turn is on record.
     AfterLlmRecord,
-    /// A tool call is begun: the next thing is the call itself.
+    /// The start of a tool call is on record: the next thing is the call itself.
     AfterToolStart,
-    /// A tool call has ended and its end is recorded.
+    /// The end of a tool call is on record.
     AfterToolEnd,
     /// The node ended and nothing of it is written.
     BeforeSettle,

@@ -17,7 +17,6 @@ use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
-use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::dialogue::Dialogue;
 use crate::modes::logbook::{Logbook, digest};
@@ -144,7 +143,6 @@ impl<P: Ports> Execution<'_, P> {
         *self.ledger.spent.borrow_mut().usage.get_or_insert_default() += completion.usage;
         self.ledger.warn(completion.warnings.iter().cloned());
         self.logbook.heard(turn, &completion).await?;
-        failpoint::reach(Point::AfterLlmRecord);
         Ok(completion)
     }
 
@@ -203,7 +201,6 @@ impl<P: Ports> Execution<'_, P> {
         let site = CallSite::Tool(call);
         let call = ToolCall { target: target.clone(), arguments: Arc::new(arguments), context: self.context(site) };
         let start = Instant::now();
-        failpoint::reach(Point::AfterToolStart);
         let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
         let result = self.step("tool call", site, operation).await;
         let data = json!({

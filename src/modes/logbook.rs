@@ -186,7 +186,9 @@ impl<'a, P: Ports> Logbook<'a, P> {
 
     /// Puts a complete turn of the model on record.
     pub async fn heard(&self, turn: u32, completion: &Completion) -> Result<(), Failure> {
-        self.append(Field::Turn(turn), completion, !self.suspect.get()).await
+        self.append(Field::Turn(turn), completion, !self.suspect.get()).await?;
+        failpoint::reach(Point::AfterLlmRecord);
+        Ok(())
     }
 
     /// Puts on record that a call is about to be made.
@@ -207,7 +209,9 @@ impl<'a, P: Ports> Logbook<'a, P> {
             at: Timestamp::now(),
         };
         // A call that kills its worker begins each time: that alone is no progress.
-        self.append(Field::Start(call), &start, false).await
+        self.append(Field::Start(call), &start, false).await?;
+        failpoint::reach(Point::AfterToolStart);
+        Ok(())
     }
 
     /// Puts on record how a call ended.

@@ -8,11 +8,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::{Mutex, mpsc};
 
-use super::checker::{Evidence, Leftovers};
 use super::effects::World;
+use super::evidence::Evidence;
 use super::fleet::{Fleet, POOL};
 use super::harness::redis::RedisServer;
-use super::items::Work;
+use super::items::{Entry, Stop, Work};
 use super::network::Network;
 use super::redis_access::{Eyes, GROUP, STREAM};
 
@@ -20,6 +20,8 @@ use super::redis_access::{Eyes, GROUP, STREAM};
 const BACKLOG: usize = 400;
 /// Entries of one submission.
 const CHUNK: usize = 50;
+/// The slot whose worker is struck by nothing but poison, so that its memory can be watched.
+pub const WATCHED: usize = 0;
 /// Without any progress for so long, what is missing is lost.
 const STANDSTILL: Duration = Duration::from_secs(40);
 
@@ -34,6 +36,8 @@ pub struct Arena {
     /// Slots whose worker called the tool that kills.
     pub poisoned: mpsc::UnboundedReceiver<usize>,
     pub watch: Watch,
+    /// Orders to stop something, each with the moment at which it is given.
+    orders: Vec<(Instant, Stop)>,
 }
 
 /// What is noted while a run goes on.
@@ -42,14 +46,26 @@ pub struct Watch {
     pub kills: usize,
     pub redis_faults: usize,
     pub pauses: usize,
+    pub stops: usize,
     pub wire_faults: usize,
     pub in_flight_at_faults: usize,
+    pub in_flight_at_pauses: usize,
     pub longest_takeover: Duration,
     pub accidents: Vec<String>,
+    /// Of the worker in the slot that is watched, and of the one before it that lived longest there.
     memory: Vec<u64>,
+    memory_before: Vec<u64>,
     /// Names of killed workers that still have entries, and since when.
     dead: HashMap<String, Instant>,
     last_sample: Option<Instant>,
+}
+
+impl Watch {
+    /// The memory of the watched worker that lived longest.
+    pub fn longest_life(&self) -> &[u64] {
+        let (before, now) = (&self.memory_before, &self.memory);
+        if before.len() > now.len() { before } else { now }
+    }
 }
 
 impl Arena {
@@ -63,7 +79,16 @@ impl Arena {
         // Present before the first worker, so that looking at the group never fails for its absence.
         eyes.ask::<()>(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
         let fleet = Fleet::start(&ports, &world, env);
-        Self { redis: Arc::new(Mutex::new(redis)), eyes, world, wire, fleet, poisoned, watch: Watch::default() }
+        Self {
+            redis: Arc::new(Mutex::new(redis)),
+            eyes,
+            world,
+            wire,
+            fleet,
+            poisoned,
+            watch: Watch::default(),
+            orders: Vec::new(),
+        }
     }
 
     /// Makes the states that are there from the beginning.
@@ -79,7 +104,7 @@ impl Arena {
     }
 
     /// Submits the next entries if there is room and Redis is there; gives how many.
-    pub async fn feed(&mut self, entries: &[Vec<u8>]) -> usize {
+    pub async fn feed(&mut self, entries: &[Entry]) -> usize {
         let Ok(_present) = self.redis.try_lock() else { return 0 };
         match self.eyes.progress().await {
             Some((waiting, _)) if waiting < BACKLOG => {}
@@ -87,7 +112,15 @@ impl Arena {
         }
         let count = entries.len().min(CHUNK);
         self.eyes.submit(&entries[..count]).await;
+        let stops = entries[..count].iter().filter_map(|entry| entry.stop.clone());
+        self.orders.extend(stops.map(|stop| (Instant::now() + stop.after, stop)));
         count
+    }
+
+    /// Takes everything away that Redis has, and the orders that are about it.
+    pub async fn flush(&mut self) {
+        self.orders.clear();
+        self.eyes.ask::<()>(&["FLUSHALL"]).await;
     }
 
     /// Kills the worker in a slot and replaces it. Its entries count as in flight.
@@ -103,6 +136,12 @@ impl Arena {
         self.watch.dead.insert(id, Instant::now());
         self.watch.kills += 1;
         self.fleet.replace(slot);
+        if slot == WATCHED {
+            let memory = std::mem::take(&mut self.watch.memory);
+            if memory.len() > self.watch.memory_before.len() {
+                self.watch.memory_before = memory;
+            }
+        }
     }
 
     /// Kills the workers that called the tool that kills.
@@ -124,6 +163,7 @@ impl Arena {
         self.kill_poisoned().await;
         let accidents = self.fleet.accidents();
         self.watch.accidents.extend(accidents);
+        self.give_orders().await;
         if let Ok(_present) = self.redis.try_lock()
             && !self.watch.dead.is_empty()
             && let Some(pending) = self.eyes.pending().await
@@ -139,7 +179,18 @@ impl Arena {
         }
         if self.watch.last_sample.is_none_or(|last| last.elapsed() >= Duration::from_millis(500)) {
             self.watch.last_sample = Some(Instant::now());
-            self.watch.memory.extend(self.fleet.memory(0));
+            self.watch.memory.extend(self.fleet.memory(WATCHED));
+        }
+    }
+
+    async fn give_orders(&mut self) {
+        let Ok(_present) = self.redis.try_lock() else { return };
+        let now = Instant::now();
+        for at in (0..self.orders.len()).rev() {
+            if self.orders[at].0 <= now {
+                let (_, stop) = self.orders.swap_remove(at);
+                self.eyes.stop(&stop).await;
+            }
         }
     }
 
@@ -150,7 +201,7 @@ impl Arena {
             self.look().await;
             if let Some(progress) = self.eyes.progress().await {
                 let pending = self.eyes.pending().await.unwrap_or_default();
-                if progress.0 == 0 && pending.is_empty() && self.fleet.leaving() == 0 {
+                if progress.0 == 0 && pending.is_empty() && self.orders.is_empty() && self.fleet.leaving() == 0 {
                     return;
                 }
                 if progress != last {
@@ -166,11 +217,14 @@ impl Arena {
 
     /// Everything that can be known about this work.
     pub async fn evidence(&mut self, work: &Work) -> Evidence {
-        let (entries, _) = self.eyes.progress().await.expect("the server is there");
-        let pending = self.eyes.pending().await.unwrap_or_default().values().sum();
-        let keys = self.eyes.keys_in_progress().await;
-        let graphs: HashSet<&str> = work.identities.iter().map(|identity| identity.graph.as_str()).collect();
-        let states = self.eyes.states(graphs).await;
+        // A state that was there before, without an expiry, keeps none.
+        let graphs: HashMap<&str, bool> = work
+            .identities
+            .iter()
+            .map(|identity| (identity.graph.as_str(), !work.hashes.contains(&identity.graph)))
+            .collect();
+        let leftovers = self.eyes.leftovers(&graphs, &work.cancelled).await;
+        let states = self.eyes.states(graphs.into_keys()).await;
         let mut begun: HashMap<String, HashSet<String>> = HashMap::new();
         for (run, by) in self.eyes.begun().await {
             begun.entry(run).or_default().insert(by);
@@ -181,12 +235,14 @@ impl Arena {
             endings: self.eyes.endings().await,
             states,
             letters: self.eyes.letters().await,
-            leftovers: Leftovers { entries, pending, keys },
+            leftovers,
             effects: self.world.effects(),
-            completions_repeated: self.world.calls().repeated,
+            told: self.world.told(),
+            completions_repeated: self.world.completions_repeated(),
             begun: begun.into_iter().map(|(run, by)| (run, by.len())).collect(),
             in_flight_at_faults: self.watch.in_flight_at_faults,
-            memory: self.watch.memory.clone(),
+            in_flight_at_pauses: self.watch.in_flight_at_pauses,
+            memory: self.watch.longest_life().to_vec(),
         }
     }
 

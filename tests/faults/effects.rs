@@ -1,65 +1,74 @@
-//! The world that nodes act on: tools whose effects are counted, over MCP and plain HTTP, and the scripted model. They
-//! live in the test's own process and survive every fault.
+//! The tools of a run, over MCP and plain HTTP, whose effects are counted. They live in the test's own process, beside
+//! the model, and survive every fault.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix_web::web::{self, Bytes, Data, Path};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
-use da_node_executor::clients::llm::script::{Calls, ScriptedModel};
-use da_node_executor::http::scripted_model;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::checker::Effect;
+use super::checker::NO_KEY;
+use super::evidence::{Effect, Told};
+use super::model::{self, Model};
 
 /// Where a worker puts the idempotency key of a call.
 const KEY: &str = "da-node-executor/idempotencyKey";
 /// How long a call of `slow` takes: longer than a worker has after SIGTERM.
 pub const SLOW: Duration = Duration::from_millis(700);
-
-/// The agent's script: its system prompt marks it, its task is the name that its effects bear.
-const SCRIPT: &str = r#"
-rules:
-  - match: {system: agent}
-    replies:
-      - tool_calls: [{name: charge, input: {effect: "{{ prompt }}.0"}}]
-        delay: 2ms
-      - tool_calls:
-          - {name: put, input: {effect: "{{ prompt }}.1"}}
-          - {name: charge, input: {effect: "{{ prompt }}.2"}}
-        delay: 2ms
-      - text: "done with {{ prompt }}"
-        delay: 2ms
-  - reply: {text: "You said: {{ prompt }}", delay: 2ms}
-"#;
+/// How long a call takes that nobody is meant to wait for.
+const ENDLESS: Duration = Duration::from_secs(60);
+/// Characters of a large output: more than a worker puts into state and event.
+const LARGE: usize = 4096;
 
 /// The tools and the model; they end with their owner.
 pub struct World {
-    counter: Arc<Counter>,
-    model: Arc<ScriptedModel>,
+    counter: Data<Counter>,
+    model: Data<Model>,
     port: u16,
-    model_url: String,
-    handles: Vec<actix_web::dev::ServerHandle>,
+    handle: actix_web::dev::ServerHandle,
 }
 
-struct Counter {
-    effects: Mutex<HashMap<String, Effect>>,
+/// Counts what happens.
+pub struct Counter {
+    seen: Mutex<Seen>,
     poisoned: mpsc::UnboundedSender<usize>,
 }
 
+#[derive(Default)]
+struct Seen {
+    effects: HashMap<String, Effect>,
+    /// Effects of which a model was told that they happened.
+    ended: HashSet<String>,
+    /// Effects whose first request was put off.
+    put_off: HashSet<String>,
+}
+
 impl Counter {
-    fn effects(&self) -> MutexGuard<'_, HashMap<String, Effect>> {
-        self.effects.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The effect itself: it has happened, whoever is still alive to hear of it.
     fn happen(&self, name: &str, key: &str) {
-        let mut effects = self.effects();
-        let effect = effects.entry(String::from(name)).or_default();
+        let mut seen = self.seen();
+        let ended = seen.ended.contains(name);
+        let effect = seen.effects.entry(String::from(name)).or_default();
         effect.times += 1;
+        effect.after_end += u32::from(ended);
         effect.keys.insert(String::from(key));
+    }
+
+    /// A model was told that this effect has happened.
+    pub fn ended(&self, name: &str) {
+        self.seen().ended.insert(String::from(name));
+    }
+
+    /// Whether this is the first request for an effect, which is put off.
+    fn put_off(&self, name: &str) -> bool {
+        self.seen().put_off.insert(String::from(name))
     }
 }
 
@@ -67,37 +76,39 @@ impl World {
     /// Starts both; the channel tells the slot of a worker that called the tool which kills.
     pub fn start() -> (Self, mpsc::UnboundedReceiver<usize>) {
         let (poisoned, kills) = mpsc::unbounded_channel();
-        let counter = Arc::new(Counter { effects: Mutex::default(), poisoned });
-        let model = Arc::new(ScriptedModel::parse(SCRIPT, "the suite's script").unwrap_or_else(|e| panic!("{e}")));
-        let (served, counted) = (Arc::clone(&model), Arc::clone(&counter));
+        let counter = Data::new(Counter { seen: Mutex::default(), poisoned });
+        let model = Data::new(Model::new());
+        let (counted, asked) = (counter.clone(), model.clone());
         let (send, receive) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let listening = scripted_model::serve(served, ("127.0.0.1", 0)).expect("a free port");
-                let counted = Data::new(counted);
-                let tools = HttpServer::new(move || {
+                let server = HttpServer::new(move || {
                     App::new()
                         .app_data(counted.clone())
+                        .app_data(asked.clone())
                         .route("/mcp/{slot}", web::post().to(mcp))
                         .route("/effect/{name}", web::post().to(effect))
+                        .route("/effect/{name}", web::put().to(effect))
                         .route("/slow/{name}", web::post().to(slow))
+                        .route("/v1/messages", web::post().to(model::messages))
                 })
                 .workers(1)
                 // A worker that was frozen must not find its connections closed: that would be another test.
                 .keep_alive(Duration::from_secs(3600))
+                // A worker that was killed has cancelled its calls: nobody pays for what nobody was given.
+                .h1_allow_half_closed(false)
                 .disable_signals()
                 .shutdown_timeout(0)
                 .bind(("127.0.0.1", 0))
                 .expect("a free port");
-                let port = tools.addrs()[0].port();
-                let tools = tools.run();
-                let handles = vec![listening.handle(), tools.handle()];
-                send.send((port, listening.base_url(), handles)).expect("the test waits");
-                let _ = tokio::join!(listening.server, tools);
+                let port = server.addrs()[0].port();
+                let server = server.run();
+                send.send((port, server.handle())).expect("the test waits");
+                let _ = server.await;
             });
         });
-        let (port, model_url, handles) = receive.recv().expect("the servers listen");
-        (Self { counter, model, port, model_url, handles }, kills)
+        let (port, handle) = receive.recv().expect("the server listens");
+        (Self { counter, model, port, handle }, kills)
     }
 
     /// The host as `tools.http_request.allow` wants it.
@@ -111,50 +122,56 @@ impl World {
     }
 
     /// Where the model is.
-    pub fn model_url(&self) -> &str {
-        &self.model_url
+    pub fn model_url(&self) -> String {
+        format!("http://{}", self.host())
     }
 
     /// What happened so far.
     pub fn effects(&self) -> HashMap<String, Effect> {
-        self.counter.effects().clone()
+        self.counter.seen().effects.clone()
     }
 
-    /// What the model was asked so far.
-    pub fn calls(&self) -> Calls {
-        self.model.log()
+    /// What models were told about it.
+    pub fn told(&self) -> HashMap<String, Told> {
+        self.model.told()
+    }
+
+    /// Completions of turns that had been given before.
+    pub fn completions_repeated(&self) -> u64 {
+        self.model.repeated()
+    }
+
+    /// How often a worker was told to come again later.
+    pub fn put_off(&self) -> usize {
+        self.counter.seen().put_off.len() + self.model.waits()
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        for handle in &self.handles {
-            drop(handle.stop(false));
-        }
+        drop(self.handle.stop(false));
     }
 }
 
-type Shared = Data<Arc<Counter>>;
-
 fn header_key(request: &HttpRequest) -> String {
     let key = request.headers().get("idempotency-key").and_then(|key| key.to_str().ok());
-    String::from(key.unwrap_or("none"))
+    String::from(key.unwrap_or(NO_KEY))
 }
 
-async fn effect(name: Path<String>, request: HttpRequest, counter: Shared) -> HttpResponse {
+async fn effect(name: Path<String>, request: HttpRequest, counter: Data<Counter>) -> HttpResponse {
     counter.happen(&name, &header_key(&request));
     tokio::time::sleep(Duration::from_millis(1)).await;
     HttpResponse::Ok().json(json!({ "effect": *name }))
 }
 
-async fn slow(name: Path<String>, request: HttpRequest, counter: Shared) -> HttpResponse {
+async fn slow(name: Path<String>, request: HttpRequest, counter: Data<Counter>) -> HttpResponse {
     counter.happen(&name, &header_key(&request));
     tokio::time::sleep(SLOW).await;
     HttpResponse::Ok().json(json!({ "effect": *name }))
 }
 
 /// A stateless MCP server that answers with plain JSON.
-async fn mcp(slot: Path<usize>, body: Bytes, counter: Shared) -> HttpResponse {
+async fn mcp(slot: Path<usize>, body: Bytes, counter: Data<Counter>) -> HttpResponse {
     let Ok(message) = serde_json::from_slice::<Value>(&body) else { return HttpResponse::BadRequest().finish() };
     let Some(id) = message.get("id") else { return HttpResponse::Accepted().finish() };
     let params = &message["params"];
@@ -164,21 +181,41 @@ async fn mcp(slot: Path<usize>, body: Bytes, counter: Shared) -> HttpResponse {
             "capabilities": {"tools": {}},
             "serverInfo": {"name": "effects", "version": "1"},
         }),
-        Some("tools/list") => json!({"tools": [tool("charge", false), tool("put", true), tool("poison", true)]}),
-        Some("tools/call") => {
-            let name = params["arguments"]["effect"].as_str().unwrap_or_default();
-            counter.happen(name, params["_meta"][KEY].as_str().unwrap_or("none"));
-            if params["name"] == "poison" {
-                let _ = counter.poisoned.send(*slot);
-                // Nobody will be there to hear the answer.
-                tokio::time::sleep(Duration::from_secs(60)).await;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            json!({"content": [{"type": "text", "text": name}], "structuredContent": {"effect": name}})
+        Some("tools/list") => {
+            let once = ["charge", "busy", "large"].map(|name| tool(name, false));
+            let again = ["put", "hold", "poison"].map(|name| tool(name, true));
+            let all: Vec<Value> = once.into_iter().chain(again).collect();
+            json!({ "tools": all })
         }
+        Some("tools/call") => match call(*slot, params, &counter).await {
+            Some(result) => result,
+            None => return HttpResponse::TooManyRequests().insert_header(("retry-after", "1")).finish(),
+        },
         _ => json!({}),
     };
     HttpResponse::Ok().json(json!({"jsonrpc": "2.0", "id": id, "result": result}))
+}
+
+/// What a tool does; nothing if it wants to be asked again later.
+async fn call(slot: usize, params: &Value, counter: &Counter) -> Option<Value> {
+    let name = params["arguments"]["effect"].as_str().unwrap_or_default();
+    if params["name"] == "busy" && counter.put_off(name) {
+        return None;
+    }
+    counter.happen(name, params["_meta"][KEY].as_str().unwrap_or(NO_KEY));
+    let mut output = json!({ "effect": name });
+    match params["name"].as_str().unwrap_or_default() {
+        "poison" => {
+            let _ = counter.poisoned.send(slot);
+            // Nobody will be there to hear the answer.
+            tokio::time::sleep(ENDLESS).await;
+        }
+        "hold" => tokio::time::sleep(ENDLESS).await,
+        "large" => output["filler"] = Value::from("x".repeat(LARGE)),
+        _ => {}
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    Some(json!({"content": [{"type": "text", "text": name}], "structuredContent": output}))
 }
 
 fn tool(name: &str, idempotent: bool) -> Value {

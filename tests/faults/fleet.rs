@@ -24,11 +24,12 @@ const GRACE: &str = "300ms";
 const MAX_CRASHES: &str = "8";
 
 /// A process of this age may not have come to its own first line yet.
-const NEWBORN: Duration = Duration::from_secs(1);
+const NEWBORN: Duration = Duration::from_secs(3);
 
 /// How workers are started.
 pub struct Fleet {
     env: BTreeMap<String, String>,
+    program: PathBuf,
     dir: TempDir,
     slots: Vec<Slot>,
     /// Told to stop, and doing so.
@@ -93,14 +94,14 @@ impl Fleet {
             ("lease.renew", "250ms"),
             ("lease.sweep", "250ms"),
             ("redis.connect_timeout", "1s"),
-            ("redis.command_timeout", "2s"),
+            ("redis.command_timeout", "1s"),
             ("pool.size", &POOL.to_string()),
             ("events.maxlen", "10000000"),
             ("events.progress", "node.started"),
             ("retry.initial", "10ms"),
-            // Every node has to complete, so a call in whose middle a worker died is made again, with the same key.
-            ("tools.on_unknown_outcome", "retry"),
             ("retry.max", "100ms"),
+            ("retry.park_after", "250ms"),
+            ("limits.inline_output", "2048"),
             ("http.port", "0"),
             ("shutdown.grace", GRACE),
             ("tools.http_request.allow", host.as_str()),
@@ -108,11 +109,15 @@ impl Fleet {
             env.insert(format!("EXECUTOR__{}", key.to_uppercase().replace('.', "__")), String::from(value));
         }
         env.insert("LLM_API_KEY".into(), "a key of the suite".into());
-        env.insert("LLM_BASE_URL".into(), world.model_url().into());
+        env.insert("LLM_BASE_URL".into(), world.model_url());
         env.insert("LOG_LEVEL".into(), "info".into());
         env.extend(more.iter().map(|(name, value)| (String::from(*name), String::from(*value))));
         let dir = tempfile::Builder::new().prefix("executor-faults-").tempdir().expect("a folder");
-        let mut fleet = Self { env, dir, slots: Vec::new(), leaving: Vec::new(), started: 0 };
+        // A run that takes long must not go on with another program because somebody builds meanwhile.
+        let program = dir.path().join("executor-worker");
+        let built = env!("CARGO_BIN_EXE_executor-worker");
+        std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("a program");
+        let mut fleet = Self { env, program, dir, slots: Vec::new(), leaving: Vec::new(), started: 0 };
         for (slot, port) in ports.iter().enumerate() {
             let mcp = world.mcp(slot);
             let process = fleet.launch(slot, *port, &mcp, None);
@@ -124,7 +129,7 @@ impl Fleet {
     fn launch(&mut self, slot: usize, port: u16, mcp: &str, id: Option<String>) -> Process {
         self.started += 1;
         let id = id.unwrap_or_else(|| format!("w{slot}.{}", self.started));
-        let child = Command::new(env!("CARGO_BIN_EXE_executor-worker"))
+        let child = Command::new(&self.program)
             .env_clear()
             .envs(&self.env)
             .env("WORKER_ID", &id)

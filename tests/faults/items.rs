@@ -1,12 +1,13 @@
 //! The work of a run, drawn from its seed: nodes of every mode, loops with several identities of one node, copies of
-//! one item, poison, and entries that nobody can read.
+//! one item, nodes that wait, that are cancelled, or whose output is large, poison, and entries that nobody can read.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::checker::{End, Identity};
+use super::evidence::{End, Identity, Intended};
 
 /// Nodes of one graph.
 const NODES: u64 = 12;
@@ -16,24 +17,60 @@ const PER_GRAPH: usize = 40;
 /// Everything that is submitted, and what has to come of it.
 #[derive(Debug, Default)]
 pub struct Work {
-    /// The entries in order, each the field `data`.
-    pub entries: Vec<Vec<u8>>,
+    /// In the order of submission.
+    pub entries: Vec<Entry>,
     pub identities: Vec<Identity>,
     pub undecodable: Vec<String>,
     /// Graphs whose state is one document.
     pub documents: Vec<String>,
     /// Graphs whose state is a hash from the beginning; the workers make the others.
     pub hashes: BTreeSet<String>,
+    /// Graphs that are cancelled, as a whole or in their one node.
+    pub cancelled: BTreeSet<String>,
+}
+
+/// One entry of the work stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The field `data`.
+    pub data: Vec<u8>,
+    /// The order that stops it after a while.
+    pub stop: Option<Stop>,
+}
+
+/// An order to stop a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    pub graph: String,
+    /// Counted from the submission.
+    pub after: Duration,
+    pub how: How,
+}
+
+/// How the order is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum How {
+    Node(String),
+    WholeGraph,
+    Status,
 }
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Request,
+    Replace,
     Charge,
     Put,
+    Large,
     Llm,
     Agent,
+    /// Kinds that are asked to come again later than a slot may be held for.
+    PatientTool,
+    PatientLlm,
+    PatientAgent,
+    /// Never ends unless somebody cancels it.
+    Held,
     Slow,
     Poison,
     FromTheFuture,
@@ -44,31 +81,41 @@ impl Work {
     pub fn draw(rng: &mut Rng, prefix: &str, count: usize, host: &str) -> Self {
         let mut work = Self::default();
         // Each poison item costs many workers, so there are few.
-        let poison = (count / 4000).clamp(1, 8);
+        let poison = (count / 4000).clamp(1, 4);
         let every = count / poison;
         for number in 0..count {
-            let graph = format!("{prefix}g{}", number / PER_GRAPH);
+            let mut graph = format!("{prefix}g{}", number / PER_GRAPH);
             if number % PER_GRAPH == 0 && rng.u8(..4) == 0 {
                 work.documents.push(graph.clone());
             }
             let node = format!("n{}", rng.u64(..NODES));
             let kind = match rng.u16(..1000) {
                 _ if number % every == every / 2 => Kind::Poison,
-                0..300 => Kind::Request,
-                300..450 => Kind::Charge,
-                450..550 => Kind::Put,
-                550..750 => Kind::Llm,
-                750..985 => Kind::Agent,
-                985..995 => Kind::Slow,
+                0..200 => Kind::Request,
+                200..260 => Kind::Replace,
+                260..390 => Kind::Charge,
+                390..480 => Kind::Put,
+                480..520 => Kind::Large,
+                520..690 => Kind::Llm,
+                690..920 => Kind::Agent,
+                920..935 => Kind::PatientTool,
+                935..950 => Kind::PatientLlm,
+                950..970 => Kind::PatientAgent,
+                970..977 => Kind::Held,
+                977..990 => Kind::Slow,
                 _ => Kind::FromTheFuture,
             };
+            if kind == Kind::Held {
+                graph = format!("{prefix}c{number}");
+            }
             if kind == Kind::FromTheFuture && !work.documents.contains(&graph) {
                 // An item that cannot be read makes no state, so its end would find none if it came first.
                 work.hashes.insert(graph.clone());
             }
+            let stop = (kind == Kind::Held).then(|| work.stop(rng, &graph, &node));
             let run = format!("{prefix}r{number}");
             let (entry, identity) = item(kind, graph, node, run, host);
-            work.entries.push(entry.to_string().into_bytes());
+            work.entries.push(Entry { data: entry.to_string().into_bytes(), stop });
             work.identities.push(identity);
         }
         work.copy(rng);
@@ -76,9 +123,23 @@ impl Work {
         work
     }
 
+    /// Makes the graph one that is cancelled.
+    fn stop(&mut self, rng: &mut Rng, graph: &str, node: &str) -> Stop {
+        self.cancelled.insert(String::from(graph));
+        let how = match rng.u8(..3) {
+            0 => How::Node(String::from(node)),
+            1 => How::WholeGraph,
+            _ => {
+                self.hashes.insert(String::from(graph));
+                How::Status
+            }
+        };
+        Stop { graph: String::from(graph), after: Duration::from_millis(rng.u64(..1000)), how }
+    }
+
     /// Sends some items again, at once or much later.
     fn copy(&mut self, rng: &mut Rng) {
-        let plain = |identity: &Identity| identity.end == End::Completed;
+        let plain = |identity: &Identity| matches!(identity.end, End::Completed | End::CompletedOrUnknown);
         let copied: Vec<usize> =
             (0..self.identities.len()).filter(|at| plain(&self.identities[*at]) && rng.u8(..32) == 0).collect();
         // From the back, so that earlier places stay where they are.
@@ -100,7 +161,7 @@ impl Work {
                 _ => json!([format!("{prefix}junk {number}")]).to_string(),
             };
             let at = rng.usize(..=self.entries.len());
-            self.entries.insert(at, text.clone().into_bytes());
+            self.entries.insert(at, Entry { data: text.clone().into_bytes(), stop: None });
             self.undecodable.push(text);
         }
     }
@@ -108,37 +169,57 @@ impl Work {
 
 /// One item and what must come of it.
 pub fn item(kind: Kind, graph: String, node: String, run: String, host: &str) -> (Value, Identity) {
-    let post = |path: &str| {
-        let params = json!({"method": "POST", "url": format!("http://{host}/{path}/{{{{ name }}}}.0")});
+    let request = |method: &str, path: &str| {
+        let params = json!({"method": method, "url": format!("http://{host}/{path}/{{{{ name }}}}.0")});
         json!({"tool_name": "http_request", "tool_params": params})
     };
     let tool = |name: &str| json!({"tool_name": name, "tool_params": {"effect": "{{ name }}.0"}});
-    let effect = |number: usize, harmless: bool| (format!("{run}.{number}"), harmless);
-    let (config, effects) = match kind {
-        Kind::Request => (post("effect"), vec![effect(0, false)]),
-        Kind::Slow => (post("slow"), vec![effect(0, false)]),
-        Kind::Charge => (tool("effects/charge"), vec![effect(0, false)]),
-        Kind::Put | Kind::FromTheFuture => (tool("effects/put"), vec![effect(0, true)]),
-        Kind::Poison => (tool("effects/poison"), vec![effect(0, true)]),
-        Kind::Llm => (json!({"llm_config": {"prompt": "{{ name }}"}}), Vec::new()),
-        Kind::Agent => {
-            let config = json!({"task": "{{ name }}", "system": "an agent", "tools": ["effects/charge", "effects/put"],
-                "llm_config": {}});
-            (config, vec![effect(0, false), effect(1, true), effect(2, false)])
+    let agent =
+        |system: &str, tools: Value| json!({"task": "{{ name }}", "system": system, "tools": tools, "llm_config": {}});
+    // For each effect whether it may be asked for again.
+    let (config, effects): (Value, &[bool]) = match kind {
+        Kind::Request => (request("POST", "effect"), &[false]),
+        Kind::Replace => (request("PUT", "effect"), &[true]),
+        Kind::Slow => (request("POST", "slow"), &[false]),
+        Kind::Charge => (tool("effects/charge"), &[false]),
+        Kind::Large => (tool("effects/large"), &[false]),
+        Kind::PatientTool => (tool("effects/busy"), &[false]),
+        Kind::Put | Kind::FromTheFuture => (tool("effects/put"), &[true]),
+        Kind::Held => (tool("effects/hold"), &[true]),
+        Kind::Poison => (tool("effects/poison"), &[true]),
+        Kind::Llm => (json!({"llm_config": {"prompt": "{{ name }}"}}), &[]),
+        Kind::PatientLlm => (json!({"llm_config": {"prompt": "{{ name }}", "system": "patient"}}), &[]),
+        Kind::Agent => (agent("an agent", json!(["effects/charge", "effects/put"])), &[false, true, false]),
+        Kind::PatientAgent => {
+            let tools = json!(["effects/charge", "effects/busy", "effects/put"]);
+            (agent("a patient agent", tools), &[false, false, true])
         }
     };
+    let effects = effects.iter().enumerate();
+    let effects: Vec<Intended> = effects
+        .map(|(number, idempotent)| Intended { name: format!("{run}.{number}"), idempotent: *idempotent })
+        .collect();
     let mut entry = json!({
         "graph_id": graph, "node_id": node, "run_id": run, "config": config, "inputs": {"name": run},
     });
-    let (end, bears) = match kind {
-        Kind::Poison => (End::Failed { category: "poison", letter: true }, String::new()),
+    let agent = matches!(kind, Kind::Agent | Kind::PatientAgent);
+    let end = match kind {
+        Kind::Poison => End::Failed { category: "poison", letter: true },
+        Kind::Held => End::Failed { category: "cancelled", letter: false },
         Kind::FromTheFuture => {
             entry["v"] = json!(99);
-            (End::Failed { category: "validation", letter: true }, String::new())
+            End::Failed { category: "validation", letter: true }
         }
-        _ => (End::Completed, run.clone()),
+        _ if !agent && effects.iter().any(|effect| !effect.idempotent) => End::CompletedOrUnknown,
+        _ => End::Completed,
     };
-    (entry, Identity { graph, node, run, end, bears, effects })
+    let waits = match kind {
+        Kind::PatientTool | Kind::PatientLlm => 1,
+        Kind::PatientAgent => 2,
+        _ => 0,
+    };
+    let large = kind == Kind::Large;
+    (entry, Identity { bears: run.clone(), graph, node, run, end, effects, agent, large, waits })
 }
 
 #[cfg(test)]
@@ -157,5 +238,6 @@ mod tests {
         assert_eq!(runs.len(), 500);
         assert!(work.entries.len() > 500 + work.undecodable.len(), "some items are sent again");
         assert!(work.identities.iter().any(|identity| identity.end != End::Completed));
+        assert!(work.entries.iter().any(|entry| entry.stop.is_some()) && work.identities.iter().any(|one| one.large));
     }
 }

@@ -6,11 +6,13 @@
 mod arena;
 mod checker;
 mod effects;
+mod evidence;
 mod fleet;
 #[allow(dead_code, reason = "shared with the integration tests, which use all of it")]
 #[path = "../it/harness/mod.rs"]
 mod harness;
 mod items;
+mod model;
 mod network;
 mod redis_access;
 mod report;

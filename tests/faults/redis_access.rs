@@ -1,13 +1,15 @@
 //! The suite's own eyes in Redis: a direct connection that is made anew whenever the server was away.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use da_node_executor::domain::blob::BlobRef;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, Pipeline, RedisResult};
 use serde_json::Value;
 
-use super::checker::{Ending, Letter, NodeState};
+use super::evidence::{Ending, Leftovers, Letter, NodeState, Stored};
+use super::items::{Entry, How, Stop};
 
 /// The group that workers read in.
 pub const GROUP: &str = "executor-workers";
@@ -19,6 +21,8 @@ pub const PREFIX: &str = "dago:";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Entries of one page.
 const PAGE: usize = 2000;
+/// How long an order to stop lasts.
+const ORDER_MS: &str = "86400000";
 
 /// A connection that comes back.
 pub struct Eyes {
@@ -67,10 +71,10 @@ impl Eyes {
     }
 
     /// Adds entries to the work stream in one go. The caller sees to it that the server is there.
-    pub async fn submit(&mut self, entries: &[Vec<u8>]) {
+    pub async fn submit(&mut self, entries: &[Entry]) {
         let mut pipeline = Pipeline::new();
         for entry in entries {
-            pipeline.cmd("XADD").arg(STREAM).arg("*").arg("data").arg(entry).ignore();
+            pipeline.cmd("XADD").arg(STREAM).arg("*").arg("data").arg(&entry.data).ignore();
         }
         let mut connection = self.connect().await.expect("the server is there");
         pipeline.exec_async(&mut connection).await.expect("the server takes work");
@@ -86,13 +90,30 @@ impl Eyes {
         Some(consumers.unwrap_or_default().into_iter().collect())
     }
 
-    /// Length of the work stream and terminal events so far; nothing if the server is away.
+    /// Items in the work stream and outside of it, and terminal events so far, all of one moment; nothing if the
+    /// server is away.
     pub async fn progress(&mut self) -> Option<(usize, usize)> {
-        let mut counts = Vec::new();
-        for key in [STREAM.into(), format!("{PREFIX}events:node.completed"), format!("{PREFIX}events:node.failed")] {
-            counts.push(self.try_ask::<usize>(redis::cmd("XLEN").arg(key)).await.ok()?);
+        let mut counts = Pipeline::new();
+        counts.atomic().cmd("XLEN").arg(STREAM).cmd("ZCARD").arg(format!("{PREFIX}parked:{STREAM}"));
+        for kind in ["completed", "failed"] {
+            counts.cmd("XLEN").arg(format!("{PREFIX}events:node.{kind}"));
         }
-        Some((counts[0], counts[1] + counts[2]))
+        let mut connection = self.connect().await.ok()?;
+        let [entries, parked, completed, failed]: [usize; 4] = counts.query_async(&mut connection).await.ok()?;
+        self.connection = Some(connection);
+        Some((entries + parked, completed + failed))
+    }
+
+    /// Gives an order to stop.
+    pub async fn stop(&mut self, Stop { graph, how, .. }: &Stop) {
+        let field = match how {
+            How::Status => return self.ask(&["HSET", &format!("{PREFIX}state:{graph}"), "status", "cancelled"]).await,
+            How::Node(node) => node.as_str(),
+            How::WholeGraph => "*",
+        };
+        let key = format!("{PREFIX}cancel:{graph}");
+        self.ask::<()>(&["HSET", &key, field, r#"{"by":"the suite"}"#]).await;
+        self.ask::<()>(&["PEXPIRE", &key, ORDER_MS]).await;
     }
 
     /// The entries of a stream, each as its fields.
@@ -122,20 +143,35 @@ impl Eyes {
                 let text = |name: &str| String::from(event[name].as_str().unwrap_or_default());
                 assert_eq!(event["type"], kind);
                 let completed = kind == "node.completed";
+                let result = event["data"][if completed { "output" } else { "error" }].clone();
+                let detail = |name: &str| event["data"]["error_details"][name].as_str().map(String::from);
                 endings.push(Ending {
+                    stored: self.stored(&result).await,
                     event_id: text("id"),
                     completed,
                     graph: text("graph_id"),
                     node: text("node_id"),
                     run: text("run_id"),
                     seq: std::str::from_utf8(&fields["seq"]).ok().and_then(|seq| seq.parse().ok()).expect("a count"),
-                    result: event["data"][if completed { "output" } else { "error" }].clone(),
-                    category: event["data"]["error_details"]["category"].as_str().map(String::from),
+                    result,
+                    category: detail("category"),
+                    code: detail("code"),
                     work_id: String::from(event["metadata"]["work_id"].as_str().unwrap_or_default()),
                 });
             }
         }
         endings
+    }
+
+    /// What an output refers to, if it is a reference.
+    async fn stored(&mut self, output: &Value) -> Option<Stored> {
+        let blob = BlobRef::of(output)?;
+        let found: Option<Vec<u8>> = self.ask(&["GET", &blob.key]).await;
+        Some(match found {
+            None => Stored::Missing,
+            Some(bytes) if blob.fits(&bytes) => Stored::Whole(String::from_utf8_lossy(&bytes).into_owned()),
+            Some(_) => Stored::Changed,
+        })
     }
 
     /// Who began what, by the live progress: identity and the pair of worker and delivery.
@@ -197,21 +233,53 @@ impl Eyes {
         states
     }
 
-    /// Keys that belong to work in progress and must be gone when there is none.
-    pub async fn keys_in_progress(&mut self) -> Vec<String> {
-        let mut found = Vec::new();
-        for pattern in ["journal:*", "parked:*", "crashes:*"] {
-            let mut cursor = String::from("0");
-            loop {
-                let (next, keys): (String, Vec<String>) =
-                    self.ask(&["SCAN", &cursor, "MATCH", &format!("{PREFIX}{pattern}"), "COUNT", "5000"]).await;
-                found.extend(keys);
-                cursor = next;
-                if cursor == "0" {
-                    break;
+    /// What is left of work, of which there must be none: in the stream and in keys that belong to work in progress.
+    /// `graphs` are those of the work, with whether their state has to expire, and `cancelled` those that were stopped.
+    pub async fn leftovers(&mut self, graphs: &HashMap<&str, bool>, cancelled: &BTreeSet<String>) -> Leftovers {
+        let (waiting, _) = self.progress().await.expect("the server is there");
+        let pending = self.pending().await.unwrap_or_default().values().sum();
+        let mut others = Vec::new();
+        for pattern in ["journal:*", "parked:*", "parked-bodies:*", "crashes:*"] {
+            others.extend(self.keys(pattern).await);
+        }
+        let staged = self.keys("staged:*").await;
+        for key in staged.iter().chain(&self.keys("cancel:*").await) {
+            if self.ask::<i64>(&["PTTL", key]).await < 0 {
+                others.push(format!("{key} never expires"));
+            }
+            let order = key.strip_prefix(&format!("{PREFIX}cancel:"));
+            if order.is_some_and(|graph| graphs.contains_key(graph) && !cancelled.contains(graph)) {
+                others.push(format!("{key} stops what nobody wanted to stop"));
+            }
+        }
+        for (graph, expires) in graphs {
+            let (state, done) = (format!("{PREFIX}state:{graph}"), format!("{PREFIX}done:{graph}"));
+            for (run, record) in self.ask::<HashMap<String, String>>(&["HGETALL", &done]).await {
+                if !record.starts_with("d\n") && run != "seq" {
+                    others.push(format!("{done} has {run:?}: {record:?}"));
+                }
+            }
+            // A state lives on while one of its nodes waits, and no longer.
+            for key in [expires.then_some(&state), Some(&done)].into_iter().flatten() {
+                if self.ask::<i64>(&["PTTL", key]).await == -1 {
+                    others.push(format!("{key} does not expire any more"));
                 }
             }
         }
-        found
+        Leftovers { waiting, pending, others, staged: staged.len() }
+    }
+
+    async fn keys(&mut self, pattern: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut cursor = String::from("0");
+        loop {
+            let (next, keys): (String, Vec<String>) =
+                self.ask(&["SCAN", &cursor, "MATCH", &format!("{PREFIX}{pattern}"), "COUNT", "5000"]).await;
+            found.extend(keys);
+            cursor = next;
+            if cursor == "0" {
+                return found;
+            }
+        }
     }
 }

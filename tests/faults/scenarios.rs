@@ -10,8 +10,8 @@ use super::items::Work;
 use super::report::table;
 use super::storm::{Storm, rage};
 
-/// What the worker is held to.
-const RULES: Rules = Rules { unsafe_effects_may_repeat: true, completions_may_repeat: true };
+/// What the worker is held to. A completion that nobody has put on record yet is paid for again when its worker dies.
+const RULES: Rules = Rules { completions_may_repeat: true };
 /// Every write is on disk before it is answered, so that what is lost was lost by a worker.
 const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
 
@@ -37,7 +37,7 @@ async fn weather(storm: Storm, env: &[(&str, &str)]) -> (Verdict, String) {
     let evidence = arena.evidence(&work).await;
     let mut verdict = judge(&evidence, RULES);
     verdict.problems.extend(arena.watch.accidents.iter().cloned());
-    let table = table(storm, &arena.watch, &verdict, arena.wire.lost(), started.elapsed());
+    let table = table(storm, &arena, &evidence, &verdict, started.elapsed());
     if !verdict.problems.is_empty() {
         eprintln!("the logs of the workers are in {}", arena.fleet.keep_logs().display());
     }
@@ -56,8 +56,9 @@ fn must_hold(verdict: &Verdict, storm: Storm) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_and_nothing_happens_twice_in_a_short_storm() {
-    let storm = Storm { seed: seed(), items: 1200, kills: 30, redis_faults: 3, workers: 6 };
-    let (verdict, table) = weather(storm, &[]).await;
+    let storm = Storm { seed: seed(), items: 1200, kills: 30, redis_faults: 3, long_pauses: 0, workers: 6 };
+    // Poison takes a worker and a lease each time, and few of the others can be met so often here.
+    let (verdict, table) = weather(storm, &[("EXECUTOR__WORK__MAX_CRASHES", "5")]).await;
     println!("{table}");
     must_hold(&verdict, storm);
 }
@@ -70,6 +71,7 @@ async fn nothing_is_lost_and_nothing_happens_twice_in_a_long_storm() {
         items: number("ITEMS", 100_000),
         kills: number("KILLS", 2000),
         redis_faults: number("REDIS_FAULTS", 100),
+        long_pauses: number("LONG_PAUSES", 2),
         workers: number("WORKERS", 8),
     };
     let (verdict, table) = weather(storm, &[]).await;
@@ -79,7 +81,7 @@ async fn nothing_is_lost_and_nothing_happens_twice_in_a_long_storm() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_guards_the_worker_is_found_out() {
-    let storm = Storm { seed: seed(), items: 400, kills: 10, redis_faults: 1, workers: 4 };
+    let storm = Storm { seed: seed(), items: 300, kills: 8, redis_faults: 1, long_pauses: 0, workers: 4 };
     let (verdict, _) = weather(storm, &[("FAILPOINTS", "unguarded=return")]).await;
     assert!(
         verdict.figures.duplicate_events > 0,
@@ -102,7 +104,7 @@ async fn work_that_comes_after_a_flush_is_done() {
         fed += arena.feed(&gone.entries[fed..]).await;
         arena.look().await;
     }
-    arena.eyes.ask::<()>(&["FLUSHALL"]).await;
+    arena.flush().await;
     arena.prepare(&later).await;
     let mut fed = 0;
     while fed < later.entries.len() {

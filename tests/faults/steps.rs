@@ -6,34 +6,36 @@ use da_node_executor::failpoint::Point;
 use futures_util::future::join_all;
 
 use super::arena::Arena;
-use super::checker::{End, Rules, Verdict, judge};
+use super::checker::{Figures, Rules, Verdict, judge};
+use super::evidence::{End, Evidence, Identity};
 use super::fleet::LEASE_MS;
 use super::harness::eventually;
-use super::items::{Kind, Work, item};
+use super::items::{Entry, Kind, Work, item};
 
-/// Lease, the gate of the one that takes over, which has just started, and some time for the work itself.
-const TAKEOVER: Duration = Duration::from_millis(2 * LEASE_MS + 3000);
+/// By far longer than a lease and the gate of the one that takes over, by far shorter than any other wait.
+const TAKEOVER: Duration = Duration::from_millis(6 * LEASE_MS);
 
-/// Every step is on record when its place is reached, and no call is under way there.
-const RULES: Rules = Rules { unsafe_effects_may_repeat: false, completions_may_repeat: false };
+/// Every step is on record when its place is reached, and nothing is paid for and not on record there.
+const RULES: Rules = Rules { completions_may_repeat: false };
 
-/// One agent node, which comes by every step.
-fn work(arena: &Arena, end: End) -> Work {
-    let (entry, mut identity) = item(Kind::Agent, "g".into(), "n".into(), "run".into(), &arena.world.host());
-    identity.end = end;
-    if end != End::Completed {
+/// One node.
+fn work(arena: &Arena, kind: Kind, end: Option<End>) -> Work {
+    let (entry, mut identity) = item(kind, "g".into(), "n".into(), "run".into(), &arena.world.host());
+    if let Some(end) = end {
+        identity.end = end;
         identity.bears = String::new();
     }
     let mut work = Work::default();
-    work.entries.push(entry.to_string().into_bytes());
+    work.entries.push(Entry { data: entry.to_string().into_bytes(), stop: None });
     work.identities.push(identity);
     work
 }
 
-async fn verdict(arena: &mut Arena, work: &Work) -> Verdict {
+async fn judged(arena: &mut Arena, work: &Work) -> (Evidence, Verdict) {
     arena.drain().await;
     let evidence = arena.evidence(work).await;
-    judge(&evidence, RULES)
+    let verdict = judge(&evidence, RULES);
+    (evidence, verdict)
 }
 
 fn problems(point: Point, verdict: &Verdict, accidents: &[String]) -> Vec<String> {
@@ -41,30 +43,88 @@ fn problems(point: Point, verdict: &Verdict, accidents: &[String]) -> Vec<String
     all.map(|problem| format!("{}: {problem}", point.name())).collect()
 }
 
-async fn killed_at(point: Point) -> Vec<String> {
-    let armed = format!("{}=1*return(kill)", point.name());
-    let mut arena = Arena::build(1, &[], &[("FAILPOINTS", &armed)]).await;
-    let work = work(&arena, End::Completed);
-    while arena.feed(&work.entries).await == 0 {}
-    eventually("the worker dies at its step", async || arena.fleet.dead(0).then_some(())).await;
-    arena.fleet.disarm();
-    let since = Instant::now();
-    arena.bury(0).await;
-    let verdict = verdict(&mut arena, &work).await;
-    let mut found = problems(point, &verdict, &arena.watch.accidents);
-    if since.elapsed() > TAKEOVER {
-        found.push(format!("{}: it took {:?} until another worker had ended the item", point.name(), since.elapsed()));
+/// A worker that is killed when a node comes to a place for the nth time.
+#[derive(Debug, Clone, Copy)]
+struct Death {
+    kind: Kind,
+    point: Point,
+    nth: u32,
+}
+
+impl Death {
+    /// Every place that an agent comes to, each time that it does.
+    fn of_agents() -> Vec<Self> {
+        let times = |point| match point {
+            Point::AfterLlmRecord | Point::AfterToolStart | Point::AfterToolEnd => 3,
+            Point::AfterRead
+            | Point::AfterStateLoad
+            | Point::BeforeSettle
+            | Point::SettleSent
+            | Point::SettleAnswered => 1,
+        };
+        let each = |point| (1..=times(point)).map(move |nth| Self { kind: Kind::Agent, point, nth });
+        Point::ALL.into_iter().flat_map(each).collect()
     }
-    let done = point == Point::SettleAnswered;
-    if done && verdict.figures.re_executions > 0 {
-        found.push(format!("{}: what was settled was executed again", point.name()));
+
+    /// The worker dies, another one goes on; gives what is wrong then.
+    async fn happens(self) -> Vec<String> {
+        let Self { kind, point, nth } = self;
+        let armed = match nth {
+            1 => format!("{}=1*return(kill)", point.name()),
+            _ => format!("{}={}*off->1*return(kill)", point.name(), nth - 1),
+        };
+        let mut arena = Arena::build(1, &[], &[("FAILPOINTS", &armed)]).await;
+        let work = work(&arena, kind, None);
+        while arena.feed(&work.entries).await == 0 {}
+        eventually("the worker dies at its step", async || arena.fleet.dead(0).then_some(())).await;
+        arena.fleet.disarm();
+        let since = Instant::now();
+        arena.bury(0).await;
+        let (evidence, verdict) = judged(&mut arena, &work).await;
+        let mut found = problems(point, &verdict, &arena.watch.accidents);
+        let took = since.elapsed();
+        if took > TAKEOVER {
+            found.push(format!("{self:?}: it took {took:?} until another worker had ended the item"));
+        }
+        if point == Point::SettleAnswered && verdict.figures.re_executions > 0 {
+            found.push(format!("{self:?}: what was settled was executed again"));
+        }
+        found.extend(self.doubts(&work.identities[0], &evidence, &verdict.figures));
+        found
     }
-    found
+
+    /// What is wrong with the calls of which nobody knows whether they happened.
+    fn doubts(self, identity: &Identity, evidence: &Evidence, figures: &Figures) -> Option<String> {
+        let doubts = figures.unknown_told + figures.unknown_ends;
+        let calls: u32 = evidence.effects.values().map(|effect| effect.times).sum();
+        let calls = calls as usize;
+        let all = identity.effects.len();
+        let right = match (self.point, self.nth) {
+            // The record is there and its call is not made: nobody can know, unless the tool may be asked again.
+            (Point::AfterToolStart, 1) => (calls, doubts) == (all - 1, 1),
+            (Point::AfterToolStart, 2) => calls + doubts == all && doubts <= 1,
+            // The other call of the turn may be under way.
+            (Point::AfterToolStart, _) => (all..=all + 1).contains(&(calls + doubts)) && doubts <= 1,
+            (Point::AfterToolEnd, 2) => (all..=all + 1).contains(&calls) && doubts <= 1,
+            _ => (calls, doubts) == (all, 0),
+        };
+        (!right)
+            .then(|| format!("{self:?}: {calls} calls for {all} effects, {doubts} in doubt: {:?}", evidence.effects))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_killed_at_any_step_costs_nothing_but_time() {
-    let found = join_all(Point::ALL.map(killed_at)).await.concat();
+    let found = join_all(Death::of_agents().into_iter().map(Death::happens)).await.concat();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tool_node_whose_call_was_begun_ends_in_doubt_and_is_not_called_again() {
+    let begun = |kind| Death { kind, point: Point::AfterToolStart, nth: 1 };
+    let ended = |kind| Death { kind, point: Point::AfterToolEnd, nth: 1 };
+    let deaths = [begun(Kind::Charge), begun(Kind::Request), ended(Kind::Charge), ended(Kind::Request)];
+    let found = join_all(deaths.map(Death::happens)).await.concat();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
@@ -74,15 +134,15 @@ async fn panicked_at(point: Point) -> Vec<String> {
     // A panic inside of the node is its outcome; outside of it the item is picked up again.
     let end = match point {
         Point::AfterStateLoad | Point::AfterLlmRecord | Point::AfterToolStart | Point::AfterToolEnd => {
-            End::Failed { category: "internal", letter: false }
+            Some(End::Failed { category: "internal", letter: false })
         }
-        Point::AfterRead | Point::BeforeSettle | Point::SettleSent | Point::SettleAnswered => End::Completed,
+        Point::AfterRead | Point::BeforeSettle | Point::SettleSent | Point::SettleAnswered => None,
     };
-    let work = work(&arena, end);
+    let work = work(&arena, Kind::Agent, end);
     while arena.feed(&work.entries).await == 0 {}
     // The panic is the one fault, and it meets the one item.
     arena.watch.in_flight_at_faults = 1;
-    let verdict = verdict(&mut arena, &work).await;
+    let (_, verdict) = judged(&mut arena, &work).await;
     problems(point, &verdict, &arena.watch.accidents)
 }
 
@@ -96,9 +156,9 @@ async fn stalled_at(point: Point) -> Vec<String> {
     let armed = format!("{}=1*sleep({})", point.name(), LEASE_MS * 2);
     // Either of them may get the item and stand still with it; the other one looks for expired leases all the while.
     let mut arena = Arena::build(2, &[], &[("FAILPOINTS", &armed)]).await;
-    let work = work(&arena, End::Completed);
+    let work = work(&arena, Kind::Agent, None);
     while arena.feed(&work.entries).await == 0 {}
-    let verdict = verdict(&mut arena, &work).await;
+    let (_, verdict) = judged(&mut arena, &work).await;
     problems(point, &verdict, &arena.watch.accidents)
 }
 

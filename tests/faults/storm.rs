@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use super::arena::{Arena, Paused};
+use super::arena::{Arena, Paused, WATCHED};
 use super::fleet::{LEASE_MS, POOL, Process};
 use super::items::Work;
 use super::network::Wire;
@@ -17,13 +17,15 @@ pub struct Storm {
     pub items: usize,
     pub kills: usize,
     pub redis_faults: usize,
+    /// How many of the Redis faults are a pause of [`LONG`].
+    pub long_pauses: usize,
     pub workers: usize,
 }
 
 /// Between two kills.
 const TICK_MS: std::ops::RangeInclusive<u64> = 250..=1000;
-/// The slot whose worker lives through everything, so that its memory can be watched.
-const VETERAN: usize = 0;
+/// Longer than every lease, grace and deadline of a command.
+const LONG: Duration = Duration::from_secs(30);
 
 /// Something that ends later.
 enum Ends {
@@ -67,13 +69,18 @@ pub async fn rage(arena: &mut Arena, work: &Work, storm: Storm) {
 impl Weather<'_> {
     async fn tick(&mut self) {
         self.ticks += 1;
-        let slot = self.rng.usize(1..self.storm.workers);
+        let slot = self.rng.usize(WATCHED + 1..self.storm.workers);
         if !self.arena.fleet.frozen(slot) {
             self.arena.kill(slot).await;
         }
-        let every = (self.storm.kills / self.storm.redis_faults.max(1)).max(1);
-        if self.ticks.is_multiple_of(every) && self.arena.watch.redis_faults < self.storm.redis_faults {
-            self.strike_redis().await;
+        let Storm { kills, redis_faults, long_pauses, .. } = self.storm;
+        let every = (kills / redis_faults.max(1)).max(1);
+        if self.ticks.is_multiple_of(every) && self.arena.watch.redis_faults < redis_faults {
+            // The long ones are spread over the storm, away from its ends.
+            let apart = redis_faults / (long_pauses + 1);
+            let number = self.arena.watch.redis_faults + 1;
+            let long = number.is_multiple_of(apart.max(1)) && number / apart.max(1) <= long_pauses;
+            self.strike_redis(long).await;
         }
         match self.rng.u8(..16) {
             0 | 1 => self.freeze(),
@@ -89,7 +96,7 @@ impl Weather<'_> {
     }
 
     fn other(&mut self) -> Option<usize> {
-        let slot = self.rng.usize(1..self.storm.workers);
+        let slot = self.rng.usize(WATCHED + 1..self.storm.workers);
         (!self.arena.fleet.frozen(slot)).then_some(slot)
     }
 
@@ -100,6 +107,7 @@ impl Weather<'_> {
         self.arena.fleet.freeze(slot);
         // A read that waits in Redis may still bring it as much as it can hold.
         self.arena.watch.in_flight_at_faults += POOL;
+        self.arena.watch.in_flight_at_pauses += POOL;
         self.arena.watch.pauses += 1;
         let long = Duration::from_millis(LEASE_MS).mul_f64(1.2 + self.rng.f64());
         self.later(long, Ends::Thaw(slot, id));
@@ -108,6 +116,7 @@ impl Weather<'_> {
     async fn retire(&mut self) {
         let Some(slot) = self.other() else { return };
         self.arena.fleet.retire(slot);
+        self.arena.watch.stops += 1;
         self.arena.watch.in_flight_at_faults += POOL;
     }
 
@@ -140,26 +149,36 @@ impl Weather<'_> {
     }
 
     /// Takes the server away and brings it back, in the background, for the kills go on meanwhile.
-    async fn strike_redis(&mut self) {
+    async fn strike_redis(&mut self, long: bool) {
+        let away = if long { LONG } else { Duration::from_millis(self.rng.u64(100..2500)) };
+        let how = if long { 0 } else { self.rng.u8(..5) };
         if self.redis.as_ref().is_some_and(|running| !running.is_finished()) {
             return;
         }
         self.arena.watch.redis_faults += 1;
         self.arena.watch.in_flight_at_faults += POOL * (self.storm.workers + 1);
-        let away = Duration::from_millis(self.rng.u64(100..2500));
-        let pause = self.rng.bool();
         let pid = self.arena.redis_pid().await;
         let redis = std::sync::Arc::clone(&self.arena.redis).lock_owned().await;
+        if how == 4 {
+            // It is there and holds every answer back; and it forgets the scripts, as it would by a restart.
+            let away = away.as_millis().to_string();
+            self.arena.eyes.ask::<()>(&["SCRIPT", "FLUSH"]).await;
+            self.arena.eyes.ask::<()>(&["CLIENT", "PAUSE", &away, "ALL"]).await;
+        }
         self.redis = Some(tokio::spawn(async move {
             let mut redis = redis;
-            if pause {
-                let paused = Paused::new(pid);
-                tokio::time::sleep(away).await;
-                drop(paused);
-            } else {
-                tokio::task::block_in_place(|| redis.kill());
-                tokio::time::sleep(away).await;
-                tokio::task::block_in_place(|| redis.start_again());
+            match how {
+                0 | 1 => {
+                    let paused = Paused::new(pid);
+                    tokio::time::sleep(away).await;
+                    drop(paused);
+                }
+                2 | 3 => {
+                    tokio::task::block_in_place(|| redis.kill());
+                    tokio::time::sleep(away).await;
+                    tokio::task::block_in_place(|| redis.start_again());
+                }
+                _ => tokio::time::sleep(away).await,
             }
         }));
     }
@@ -198,6 +217,6 @@ impl Weather<'_> {
             self.end(end);
         }
         self.arena.wire.heal();
-        debug_assert!(!self.arena.fleet.frozen(VETERAN));
+        debug_assert!(!self.arena.fleet.frozen(WATCHED));
     }
 }

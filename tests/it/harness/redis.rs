@@ -21,6 +21,8 @@ test -e "$dir/keep" || rm -rf "$dir""#;
 
 /// How long a server may take to start before another port is tried.
 const START: Duration = Duration::from_secs(5);
+/// How long it may take to start again, with all that it has to read.
+const START_AGAIN: Duration = Duration::from_secs(60);
 const PORTS: usize = 5;
 
 /// A private server.
@@ -54,7 +56,7 @@ impl RedisServer {
             let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
             server.port = probe.local_addr().expect("an address").port();
             drop(probe);
-            if server.launch() {
+            if server.launch(START) {
                 return server;
             }
             server.end(true);
@@ -89,10 +91,10 @@ impl RedisServer {
 
     /// Starts it again on the same port and folder after [`Self::kill`].
     pub fn start_again(&mut self) {
-        assert!(self.launch(), "redis-server did not start again; its log: {}", self.log());
+        assert!(self.launch(START_AGAIN), "redis-server did not start again; its log: {}", self.log());
     }
 
-    fn launch(&mut self) -> bool {
+    fn launch(&mut self, within: Duration) -> bool {
         let mut command = Command::new("sh");
         command.arg("-c").arg(KEEPER).arg("redis-keeper").arg(&self.dir);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]);
@@ -102,7 +104,7 @@ impl RedisServer {
         let mut keeper = command.spawn().expect("sh can be run");
         let pipe = keeper.stdin.take().expect("the pipe was asked for");
         self.keeper = Some((keeper, pipe));
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + within;
         while Instant::now() < deadline {
             if self.answers() {
                 return true;
