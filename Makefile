@@ -37,7 +37,7 @@ test: ## Set up what is missing, run every test
 	fi
 
 .PHONY: soak
-soak: ## The fault suite at length (half an hour); ITEMS, KILLS, REDIS_FAULTS, WORKERS, SEED change it
+soak: ## The fault suite at length (half an hour); ITEMS, KILLS, REDIS_FAULTS, LONG_PAUSES, WORKERS, SEED change it
 	@scripts/setup
 	$(if $(SEED),FAULT_SEED=$(SEED)) $(CARGO) test $(FAULTS) long_storm -- --ignored --nocapture
 

@@ -171,7 +171,8 @@ impl Worker {
 
         let state =
             StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
-        let journal = JournalWriter::new(link.clone(), keys.clone(), &config.state, &config.work.group);
+        let journal =
+            JournalWriter::new(link.clone(), keys.clone(), &config.state, &config.work.group, config.lease.duration);
         let blobs = Blobs::new(link.clone(), keys.clone(), &config.state);
         let fetched = blobs.clone();
         let of_store = Arc::clone(&health);

@@ -51,6 +51,7 @@ pub struct Watch {
     pub in_flight_at_faults: usize,
     pub in_flight_at_pauses: usize,
     pub longest_takeover: Duration,
+    pub stalled: Option<String>,
     pub accidents: Vec<String>,
     /// Of the worker in the slot that is watched, and of the one before it that lived longest there.
     memory: Vec<u64>,
@@ -168,11 +169,12 @@ impl Arena {
             && !self.watch.dead.is_empty()
             && let Some(pending) = self.eyes.pending().await
         {
-            let longest = &mut self.watch.longest_takeover;
-            self.watch.dead.retain(|id, since| {
+            let Watch { longest_takeover, stalled, dead, .. } = &mut self.watch;
+            dead.retain(|id, since| {
                 let has = held(&pending, id) > 0;
-                if !has {
-                    *longest = (*longest).max(since.elapsed());
+                if !has && since.elapsed() > *longest_takeover {
+                    *longest_takeover = since.elapsed();
+                    *stalled = Some(id.clone());
                 }
                 has
             });

@@ -39,17 +39,19 @@ async fn weather(storm: Storm, env: &[(&str, &str)]) -> (Verdict, String) {
     verdict.problems.extend(arena.watch.accidents.iter().cloned());
     let table = table(storm, &arena, &evidence, &verdict, started.elapsed());
     if !verdict.problems.is_empty() {
+        let stalled = arena.watch.stalled.as_deref().unwrap_or("nobody");
+        eprintln!("the work of {stalled} was taken over last of all after its death");
         eprintln!("the logs of the workers are in {}", arena.fleet.keep_logs().display());
     }
     (verdict, table)
 }
 
-fn must_hold(verdict: &Verdict, storm: Storm) {
+fn must_hold(verdict: &Verdict, Storm { seed, items, kills, redis_faults, long_pauses, workers }: Storm) {
     assert!(
         verdict.problems.is_empty(),
-        "seed {}: repeat it with `FAULT_SEED={} cargo test --features failpoints --test faults`\n{}",
-        storm.seed,
-        storm.seed,
+        "seed {seed}: `FAULT_SEED={seed} cargo test --features failpoints --test faults short_storm` repeats a short \
+         storm, `make soak SEED={seed} ITEMS={items} KILLS={kills} REDIS_FAULTS={redis_faults} \
+         LONG_PAUSES={long_pauses} WORKERS={workers}` a long one\n{}",
         verdict.problems.join("\n")
     );
 }

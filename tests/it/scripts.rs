@@ -88,7 +88,7 @@ impl World {
             streams: WorkStreams::new(&self.redis, &self.work, keys(), Arc::clone(&consumer)).expect("an address"),
             leases: Leases::new(link.clone(), keys(), GROUP, Arc::clone(&consumer), lease, streams()),
             store: StateStore::new(link.clone(), keys(), &self.state, streams(), GROUP),
-            journal: JournalWriter::new(link.clone(), keys(), &self.state, GROUP),
+            journal: JournalWriter::new(link.clone(), keys(), &self.state, GROUP, lease),
             settler: Settler::new(link.clone(), keys(), &self.state, streams(), GROUP),
             blobs: Blobs::new(link.clone(), keys(), &self.state),
             upkeep: Upkeep::new(link.clone(), keys(), GROUP, consumer),

@@ -2,6 +2,7 @@
 //! the script that opens the run, see [`super::state`], and deleted by the one that settles it.
 
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
@@ -24,16 +25,21 @@ pub struct JournalWriter {
     keys: Keys,
     ttl_ms: u64,
     group: Arc<str>,
+    freshness: Duration,
 }
 
 impl JournalWriter {
-    /// Journals under `keys` of entries that were read in `group`.
-    pub fn new(link: Link, keys: Keys, state: &StateConfig, group: &str) -> Self {
-        Self { link, keys, ttl_ms: lease::millis(state.ttl), group: Arc::from(group) }
+    /// Journals under `keys` of entries that were read in `group` and are leased for so long.
+    pub fn new(link: Link, keys: Keys, state: &StateConfig, group: &str, lease: Duration) -> Self {
+        Self { link, keys, ttl_ms: lease::millis(state.ttl), group: Arc::from(group), freshness: lease / 2 }
     }
 
     /// Puts an entry on record, if `token` still owns the delivery's entry. After an error whose outcome is unknown the
     /// same is simply sent again.
+    ///
+    /// What follows from an entry, such as a call, follows under the lease that the entry renewed. An answer that took
+    /// half a lease, because this process was stopped or the network held it back, counts as none: the entry may be
+    /// another worker's by now, which asking once more will tell.
     pub async fn append(
         &self,
         delivery: &Delivery,
@@ -58,7 +64,9 @@ impl JournalWriter {
             .arg(field)
             .arg(value);
         let what = "an entry of a journal";
+        let sent = Instant::now();
         match reply::word(self.link.eval(&JOURNAL, &call).await?, what)? {
+            (Word::Ok, _) if sent.elapsed() >= self.freshness => Err(RedisError::TimedOut { limit: self.freshness }),
             (Word::Ok, _) => Ok(Appended::Done),
             (Word::Lost, _) => Ok(Appended::Lost),
             (Word::WrongType, rest) => Err(RedisError::WrongType { key: Some(reply::key(rest)) }),

@@ -25,7 +25,8 @@ pub struct ServerFacts {
     pub version: Option<String>,
     /// What happens at `maxmemory`, such as `noeviction`.
     pub maxmemory_policy: Option<String>,
-    /// Whether every write goes to the append-only file.
+    /// Whether every write goes to the append-only file. A server that loads its data cannot say: it switches the file
+    /// off meanwhile.
     pub aof: Option<bool>,
     /// Whether it is a primary.
     pub primary: Option<bool>,
@@ -52,10 +53,11 @@ impl ServerFacts {
     fn of(info: &str) -> Self {
         let facts: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
         let text = |name: &str| facts.get(name).map(|value| String::from(*value));
+        let loading = facts.get("loading") == Some(&"1");
         Self {
             version: text("redis_version"),
             maxmemory_policy: text("maxmemory_policy"),
-            aof: facts.get("aof_enabled").map(|value| *value == "1"),
+            aof: facts.get("aof_enabled").filter(|_| !loading).map(|value| *value == "1"),
             primary: facts.get("role").map(|value| *value == "master"),
             run_id: text("run_id"),
             replication_id: text("master_replid"),
@@ -210,6 +212,9 @@ mod tests {
         assert_eq!((facts.run_id.as_deref(), facts.replication_id.as_deref()), (Some("abc"), Some("def")));
         assert!(facts.evicts());
         assert!(!ServerFacts::of("maxmemory_policy:noeviction\r\n").evicts());
+        let loading = ServerFacts::of("loading:1\r\naof_enabled:0\r\n");
+        assert_eq!(loading.aof, None, "the file is only switched off until it is read");
+        assert_eq!(ServerFacts::of("loading:0\r\naof_enabled:0\r\n").aof, Some(false));
         assert!(!ServerFacts::default().evicts(), "what is not known is not held against the server");
     }
 

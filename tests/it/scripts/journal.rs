@@ -3,14 +3,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use da_node_executor::clients::redis::{Held, RedisError, Settled, StateError, Takeover};
+use da_node_executor::clients::redis::{Held, JournalWriter, Link, RedisError, Settled, StateError, Takeover};
 use da_node_executor::domain::journal::JournalEntry;
 use da_node_executor::domain::outcome::Failure;
 use da_node_executor::domain::work::Delivery;
 use da_node_executor::ports::{Appended, Opened, Wanted};
 
 use super::{ITEM, Worker, World};
+use crate::harness::redis::RedisServer;
 
 fn entry(field: &str, value: &str) -> JournalEntry {
     JournalEntry {
@@ -224,7 +226,6 @@ async fn a_journal_is_found_by_a_first_delivery_too_if_the_run_was_opened_before
 
 #[tokio::test]
 async fn entries_are_taken_at_maxmemory_too() {
-    use crate::harness::redis::RedisServer;
     let server = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]);
     let world = World::on(server.config(), server.connect().await).await;
     let (worker, delivery) = world.worker_with("w:1", ITEM).await;
@@ -235,4 +236,23 @@ async fn entries_are_taken_at_maxmemory_too() {
     assert_eq!(full.code(), Some("OOM"));
     assert_eq!(append(&worker, &delivery, &entry("t2:llm", "2")).await.expect("an answer"), Appended::Done);
     assert!(written(&world).await.contains_key("t2:llm"));
+}
+
+#[tokio::test]
+async fn an_answer_as_old_as_half_a_lease_does_not_count() {
+    let server = RedisServer::start();
+    let world = World::on(server.config(), server.connect().await).await;
+    let (worker, delivery) = world.worker_with("w1", ITEM).await;
+    let lease = Duration::from_millis(400);
+    let link = Link::new(&world.redis).expect("an address");
+    let journal = JournalWriter::new(link, world.keys.clone(), &world.state, super::GROUP, lease);
+    let begun = entry("t1:c0:start", "begun");
+    let append = || journal.append(&delivery, &delivery.token, &begun);
+    assert_eq!(append().await.expect("an answer"), Appended::Done);
+    world.redis::<()>(&["CLIENT", "PAUSE", "250", "ALL"]).await;
+    let late = append().await;
+    assert!(matches!(late, Err(RedisError::TimedOut { limit }) if limit == lease / 2), "{late:?}");
+    assert_eq!(append().await.expect("an answer"), Appended::Done, "it is still ours");
+    world.redis::<()>(&["CLIENT", "PAUSE", "250", "ALL"]).await;
+    assert_eq!(worker.journal.append(&delivery, &delivery.token, &begun).await.expect("an answer"), Appended::Done);
 }
