@@ -69,17 +69,17 @@ pub async fn rage(arena: &mut Arena, work: &Work, storm: Storm) {
 impl Weather<'_> {
     async fn tick(&mut self) {
         self.ticks += 1;
-        let slot = self.rng.usize(WATCHED + 1..self.storm.workers);
-        if !self.arena.fleet.frozen(slot) {
+        if let Some(slot) = self.other() {
             self.arena.kill(slot).await;
         }
         let Storm { kills, redis_faults, long_pauses, .. } = self.storm;
-        let every = (kills / redis_faults.max(1)).max(1);
-        if self.ticks.is_multiple_of(every) && self.arena.watch.redis_faults < redis_faults {
+        // A fault that takes long delays the ones behind it; the last ticks make up for that.
+        let due = redis_faults.min(self.ticks * (redis_faults + 2) / kills.max(1));
+        if self.arena.watch.redis_faults < due {
             // The long ones are spread over the storm, away from its ends.
-            let apart = redis_faults / (long_pauses + 1);
+            let apart = (redis_faults / (long_pauses + 1)).max(1);
             let number = self.arena.watch.redis_faults + 1;
-            let long = number.is_multiple_of(apart.max(1)) && number / apart.max(1) <= long_pauses;
+            let long = number.is_multiple_of(apart) && number / apart <= long_pauses;
             self.strike_redis(long).await;
         }
         match self.rng.u8(..16) {
@@ -95,9 +95,12 @@ impl Weather<'_> {
         self.ends.push((Instant::now() + after, end));
     }
 
+    /// A worker that goes on, if there is one among the first few that come to mind.
     fn other(&mut self) -> Option<usize> {
-        let slot = self.rng.usize(WATCHED + 1..self.storm.workers);
-        (!self.arena.fleet.frozen(slot)).then_some(slot)
+        (0..8).find_map(|_| {
+            let slot = self.rng.usize(WATCHED + 1..self.storm.workers);
+            (!self.arena.fleet.frozen(slot)).then_some(slot)
+        })
     }
 
     /// Longer than a lease: its work is taken over, and then it wakes up and goes on with it.
