@@ -65,6 +65,13 @@ pub struct TokenLabels {
     pub kind: &'static str,
 }
 
+/// Labels of a provider of models.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ProviderLabels {
+    /// The provider by its configured name.
+    pub provider: String,
+}
+
 /// Labels of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabels {
@@ -130,6 +137,8 @@ pub struct Metrics {
     pub llm_duration: Histograms<LlmLabels>,
     /// Tokens.
     pub llm_tokens: Family<TokenLabels, Counter>,
+    /// What they cost, where models have prices.
+    pub llm_cost: Family<ProviderLabels, Counter<f64, AtomicU64>>,
     /// Tool servers with an open session.
     pub mcp_up: Family<ServerLabels, Gauge>,
     /// Sessions of tool servers that were opened.
@@ -181,6 +190,7 @@ impl Metrics {
             llm_calls: Family::default(),
             llm_duration: Family::new_with_constructor(call_histogram),
             llm_tokens: Family::default(),
+            llm_cost: Family::default(),
             mcp_up: Family::default(),
             mcp_connects: Family::default(),
             actor_restarts: Family::default(),
@@ -221,6 +231,7 @@ impl Metrics {
             metrics.llm_duration.clone(),
         );
         r.register("llm_tokens", "Tokens by kind", metrics.llm_tokens.clone());
+        r.register("llm_cost_usd", "What tokens cost in US dollars", metrics.llm_cost.clone());
         r.register("mcp_server_up", "Tool servers with an open session", metrics.mcp_up.clone());
         r.register("mcp_server_connects", "Sessions of tool servers opened", metrics.mcp_connects.clone());
         r.register("actor_restarts", "Actors that were rebuilt", metrics.actor_restarts.clone());

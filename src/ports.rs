@@ -129,6 +129,9 @@ pub struct ToolCall {
 
 /// Models.
 pub trait Llm {
+    /// Whether it is known what the model of these settings costs.
+    fn priced(&self, settings: &LlmConfig) -> bool;
+
     /// One completion. Dropping the future cancels the call.
     fn complete(&self, request: LlmRequest) -> impl Future<Output = Result<Completion, Failure>>;
 }
@@ -226,9 +229,7 @@ pub trait Journal {
 /// Live progress, best effort: never waits, never fails.
 pub trait Events {
     /// Whether anybody wants to be told steps of this kind.
-    fn wants(&self, _kind: EventType) -> bool {
-        true
-    }
+    fn wants(&self, kind: EventType) -> bool;
 
     /// Tells a step of this delivery.
     fn progress(&self, delivery: &Arc<Delivery>, kind: EventType, data: Value);

@@ -211,6 +211,7 @@ fn sample(key: &Key) -> String {
         (_, Kind::Text | Kind::Secret | Kind::Url) => String::from("some-text"),
         (_, Kind::Bool) => String::from("true"),
         (_, Kind::Integer { max, .. }) => max.min(7).to_string(),
+        (_, Kind::Number { .. }) => String::from("1.5"),
         (_, Kind::Duration { .. }) => String::from("1500ms"),
         (_, Kind::List) => String::from("a,b"),
         (_, Kind::OneOf(known)) => known[known.len() - 1].to_owned(),
@@ -233,7 +234,7 @@ fn every_key_can_be_set_in_a_file() {
     for key in KEYS {
         let (path, value) = (key.path, sample(key));
         let value = match key.kind {
-            Kind::Bool | Kind::Integer { .. } => value,
+            Kind::Bool | Kind::Integer { .. } | Kind::Number { .. } => value,
             Kind::List => format!("{:?}", value.split(',').collect::<Vec<_>>()),
             _ => format!("{value:?}"),
         };
@@ -242,6 +243,14 @@ fn every_key_can_be_set_in_a_file() {
             path.replace("unknown_outcome.*", "unknown_outcome.calculate").replacen('*', "s", 1).replacen('*', "X", 1);
         // What a server or a provider cannot do without.
         let beside = match path.as_str() {
+            "llm.prices.s.output" => "llm.prices.s.input = 1\n",
+            "llm.prices.s.input" => "llm.prices.s.output = 1\n",
+            path if path.starts_with("llm.prices.s.") => "llm.prices.s.input = 1\nllm.prices.s.output = 2.5\n",
+            "llm.providers.s.prices.X.output" => "llm.providers.s.prices.X.input = 0\n",
+            "llm.providers.s.prices.X.input" => "llm.providers.s.prices.X.output = 0\n",
+            path if path.starts_with("llm.providers.s.prices") => {
+                "llm.providers.s.prices.X.input = 1\nllm.providers.s.prices.X.output = 1\n"
+            }
             "mcp.servers.s.url" | "mcp.servers.s.command" => "",
             path if path.ends_with("headers.X") => "mcp.servers.s.url = \"http://h/\"\n",
             "llm.providers.s.kind" => "llm.providers.s.script = \"turns.yaml\"\nmcp.servers.s.command = \"true\"\n",
@@ -249,6 +258,20 @@ fn every_key_can_be_set_in_a_file() {
         };
         let given = Given::file(&format!("{beside}{path} = {value}\n"));
         assert_eq!(given.good().source(&path).kind(), "file", "{path}");
+    }
+}
+
+#[test]
+fn a_price_is_complete_and_no_number_less_than_nothing() {
+    let given = Given::file("[llm.prices.\"vendor/model.v2\"]\ninput = 1\noutput = 2.5\n");
+    let config = given.config();
+    let price = config.llm.prices["vendor/model.v2"].price().expect("a price");
+    assert_eq!((price.input, price.output, price.cache_read), (1.0, 2.5, 1.0));
+    let half = Given::file("[llm.prices.\"vendor/model.v2\"]\ninput = 1\n").refusal();
+    assert!(half.contains("llm.prices.\"vendor/model.v2\".output") && half.contains("`input` and `output`"), "{half}");
+    for wrong in ["-1", "\"1\"", "nan", "inf", "true"] {
+        let refusal = Given::file(&format!("[llm.prices.m]\noutput = 1\ninput = {wrong}\n")).refusal();
+        assert!(refusal.contains("llm.prices.m.input") && refusal.contains("US dollars"), "{wrong}: {refusal}");
     }
 }
 
@@ -923,7 +946,11 @@ fn documented() -> Vec<Documented> {
         let bare = line.strip_prefix("# ").unwrap_or(line);
         let is_comment = line.starts_with('#');
         if let Some(name) = bare.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
-            section = name.replace("providers.anthropic", "providers.*").replace("servers.search", "servers.*");
+            section = name
+                .replace("providers.anthropic", "providers.*")
+                .replace("servers.search", "servers.*")
+                .replace("prices.some-model", "prices.*")
+                .replace("prices.claude-sonnet-5-5", "prices.*");
             comment.clear();
             continue;
         }
@@ -1002,7 +1029,7 @@ fn table() -> String {
             Kind::Url => String::from("address"),
             Kind::Secret => String::from("secret"),
             Kind::Bool => String::from("`true`, `false`"),
-            Kind::Integer { unit, .. } => unit.to_owned(),
+            Kind::Integer { unit, .. } | Kind::Number { unit } => unit.to_owned(),
             Kind::Duration { .. } => String::from("duration"),
             Kind::List => String::from("list of texts"),
             Kind::OneOf(known) => known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
@@ -1011,6 +1038,7 @@ fn table() -> String {
             .path
             .replace("servers.*", "servers.NAME")
             .replace("providers.*", "providers.NAME")
+            .replace("prices.*", "prices.MODEL")
             .replace(".*", ".KEY");
         let meaning = meaning.replace('|', "\\|");
         table.push_str(&format!("| `{path}` | {names} | {default} | {unit} | {meaning} |\n"));

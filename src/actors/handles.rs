@@ -20,12 +20,13 @@ use crate::actors::messages::{Append, CallTool, Complete, Discover, FetchBlob, N
 use crate::actors::progress::ProgressLog;
 use crate::actors::store::StateStore;
 use crate::actors::supervise::Post;
+use crate::clients::llm::Prices;
 use crate::domain::blob::BlobRef;
 use crate::domain::event::EventType;
 use crate::domain::ids::GraphId;
 use crate::domain::journal::JournalEntry;
 use crate::domain::message::Completion;
-use crate::domain::node::nearest;
+use crate::domain::node::{LlmConfig, nearest};
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
 use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec};
@@ -92,17 +93,24 @@ where
 #[derive(Clone)]
 pub struct LlmHandle {
     providers: Arc<HashMap<String, Post<LlmActor>>>,
+    prices: Arc<HashMap<String, Prices>>,
     default: Arc<str>,
 }
 
 impl LlmHandle {
-    /// These providers; nodes that name none use `default`.
-    pub fn new(providers: HashMap<String, Post<LlmActor>>, default: &str) -> Self {
-        Self { providers: Arc::new(providers), default: Arc::from(default) }
+    /// These providers with their prices; nodes that name none use `default`.
+    pub fn new(providers: HashMap<String, Post<LlmActor>>, prices: HashMap<String, Prices>, default: &str) -> Self {
+        Self { providers: Arc::new(providers), prices: Arc::new(prices), default: Arc::from(default) }
     }
 }
 
 impl Llm for LlmHandle {
+    fn priced(&self, settings: &LlmConfig) -> bool {
+        let name = settings.provider.as_deref().unwrap_or(&self.default);
+        // What is not configured fails with its own words.
+        self.prices.get(name).is_none_or(|prices| prices.knows(settings.model.as_deref()))
+    }
+
     async fn complete(&self, request: LlmRequest) -> Result<Completion, Failure> {
         let name = request.settings.provider.as_deref().unwrap_or(&self.default);
         let Some(post) = self.providers.get(name) else {
@@ -301,6 +309,10 @@ impl Journal for JournalHandle {
 }
 
 impl Events for ProgressLog {
+    fn wants(&self, kind: EventType) -> bool {
+        self.tells(kind)
+    }
+
     fn progress(&self, delivery: &Arc<Delivery>, kind: EventType, data: Value) {
         self.tell(delivery, kind, data);
     }

@@ -9,10 +9,10 @@ use tokio::sync::Semaphore;
 
 use crate::actors::messages::Complete;
 use crate::actors::supervise::DeathWatch;
-use crate::clients::llm::LlmClient;
+use crate::clients::llm::{LlmClient, Prices};
 use crate::domain::message::{Completion, Usage};
 use crate::domain::outcome::{Category, Failure};
-use crate::metrics::{LlmLabels, Metrics, TokenLabels};
+use crate::metrics::{LlmLabels, Metrics, ProviderLabels, TokenLabels};
 
 /// One provider as the actor needs it; kept over its lives, so that limits hold across a rebuild.
 pub struct Provider {
@@ -20,6 +20,8 @@ pub struct Provider {
     pub name: String,
     /// The client.
     pub client: LlmClient,
+    /// What its models cost.
+    pub prices: Prices,
     /// Calls that may run at once.
     pub slots: Arc<Semaphore>,
     /// What is counted.
@@ -53,7 +55,14 @@ impl Handler<Complete> for LlmActor {
             let call = async {
                 let _slot = provider.slots.acquire().await.expect("the semaphore is never closed");
                 let started = Instant::now();
-                let answer = provider.client.complete(&request).await;
+                let mut answer = provider.client.complete(&request).await;
+                if let Ok(completion) = &mut answer {
+                    let price = provider
+                        .prices
+                        .of(provider.client.model(&request))
+                        .or_else(|| provider.prices.of(&completion.model));
+                    completion.usage.cost = price.map(|price| price.of(&completion.usage));
+                }
                 provider.count(started, answer.as_ref().ok());
                 answer.map_err(Failure::from)
             };
@@ -75,7 +84,11 @@ impl Provider {
         Metrics::seconds(&self.metrics.llm_duration.get_or_create(&labels), started.elapsed());
         self.metrics.llm_calls.get_or_create(&labels).inc();
         let Some(Completion { usage, .. }) = completion else { return };
-        let Usage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } = *usage;
+        let Usage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost } = *usage;
+        if let Some(cost) = cost {
+            let labels = ProviderLabels { provider: self.name.clone() };
+            self.metrics.llm_cost.get_or_create(&labels).inc_by(cost.as_usd());
+        }
         for (kind, tokens) in [
             ("input", input_tokens),
             ("output", output_tokens),

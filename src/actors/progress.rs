@@ -46,6 +46,11 @@ impl ProgressLog {
         (log, events)
     }
 
+    /// Whether events of this kind are wanted.
+    pub fn tells(&self, kind: EventType) -> bool {
+        self.wanted.contains(&kind)
+    }
+
     /// Queues an event, or drops it when the queue is full.
     pub fn tell(&self, delivery: &Delivery, kind: EventType, mut data: Value) {
         if !self.wanted.contains(&kind) {

@@ -12,7 +12,7 @@ use crate::actors::llm::{LlmActor, Provider};
 use crate::actors::mcp::{McpSessionActor, Server};
 use crate::actors::supervise::supervise;
 use crate::app::Refused;
-use crate::clients::llm::LlmClient;
+use crate::clients::llm::{LlmClient, Prices};
 use crate::config::Config;
 use crate::domain::tool::ToolSpec;
 use crate::health::Health;
@@ -43,11 +43,15 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let arbiter = Arbiter::new();
         let mut providers = HashMap::new();
+        let mut prices = HashMap::new();
         for (name, provider) in &config.llm.providers {
             let client = LlmClient::new(name, provider).map_err(|error| Refused(error.to_string()))?;
+            let own = Prices::new(&config.llm, provider);
+            prices.insert(name.clone(), own.clone());
             let provider = Arc::new(Provider {
                 name: name.clone(),
                 client,
+                prices: own,
                 slots: Arc::new(Semaphore::new(provider.concurrency.get())),
                 metrics: Arc::clone(metrics),
             });
@@ -74,7 +78,7 @@ impl Running {
         }
         let registry = Arc::new(Registry::builtin(&config.tools)?);
         Ok(Self {
-            llm: LlmHandle::new(providers, &config.llm.default),
+            llm: LlmHandle::new(providers, prices, &config.llm.default),
             tools: ToolHandle::new(posts, Arc::clone(&registry), Arc::clone(metrics)),
             servers,
             registry,

@@ -260,6 +260,11 @@ impl Journal for NoJournal {
 struct Steps(bool);
 
 impl Events for Steps {
+    fn wants(&self, kind: EventType) -> bool {
+        // The whole answer follows at once.
+        self.0 && kind != EventType::LlmDelta
+    }
+
     fn progress(&self, _: &Arc<Delivery>, kind: EventType, data: Value) {
         if self.0 {
             print_note(format_args!("{} {data}", style(kind.as_str()).for_stderr().dim()));

@@ -126,7 +126,10 @@ impl Waiting<'_> {
                         return Ok(0);
                     }
                     EventType::NodeFailed => return Ok(FAILED),
-                    EventType::NodeStarted | EventType::NodeProgress | EventType::ToolExecuted => {}
+                    EventType::NodeStarted
+                    | EventType::NodeProgress
+                    | EventType::ToolExecuted
+                    | EventType::LlmDelta => {}
                 }
             }
             if silent && begun.elapsed() > SILENCE {
@@ -189,7 +192,7 @@ fn tell(kind: EventType, body: &Value) {
         EventType::NodeStarted => {
             print_note(format_args!("{} on {}", name.cyan(), metadata["worker_id"].as_str().unwrap_or("?")));
         }
-        EventType::NodeProgress | EventType::ToolExecuted => {
+        EventType::NodeProgress | EventType::ToolExecuted | EventType::LlmDelta => {
             let mut facts = data.clone();
             if let Some(facts) = facts.as_object_mut() {
                 facts.remove("graph_id");

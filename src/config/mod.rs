@@ -23,6 +23,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::domain::price::Price;
 use crate::retry::RetryPolicy;
 
 /// `config/default.toml` as compiled in.
@@ -192,7 +193,7 @@ pub struct EventsConfig {
     /// Entries of a terminal stream at which workers stop fetching: its consumers are too slow, or gone.
     #[serde(default)]
     pub hard_cap: Option<NonZeroUsize>,
-    /// Which progress events are sent: `node.started`, `node.progress`, `tool.executed`.
+    /// Which progress events are sent: `node.started`, `node.progress`, `tool.executed`, `llm.delta`.
     pub progress: Vec<String>,
 }
 
@@ -212,6 +213,9 @@ pub struct LlmSection {
     /// Providers by name.
     #[serde(default)]
     pub providers: BTreeMap<String, ProviderConfig>,
+    /// Prices by model.
+    #[serde(default)]
+    pub prices: BTreeMap<String, PriceConfig>,
 }
 
 /// What a provider speaks.
@@ -234,6 +238,34 @@ pub enum AuthHeader {
     /// `authorization: Bearer KEY`.
     #[serde(rename = "bearer")]
     Bearer,
+}
+
+/// The price of a model in US dollars for a million tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PriceConfig {
+    /// Tokens read; there must be one.
+    pub input: Option<f64>,
+    /// Tokens written; there must be one.
+    pub output: Option<f64>,
+    /// Tokens read from the provider's cache; as `input` by default.
+    pub cache_read: Option<f64>,
+    /// Tokens written to the provider's cache; as `input` by default.
+    pub cache_write: Option<f64>,
+}
+
+impl PriceConfig {
+    /// The price, if it is complete.
+    pub fn price(&self) -> Option<Price> {
+        let Self { input, output, cache_read, cache_write } = *self;
+        let input = input?;
+        Some(Price {
+            input,
+            output: output?,
+            cache_read: cache_read.unwrap_or(input),
+            cache_write: cache_write.unwrap_or(input),
+        })
+    }
 }
 
 /// When something is done that depends on the call.
@@ -284,6 +316,8 @@ pub struct ProviderConfig {
     pub connect_timeout: Duration,
     /// Calls of this process at once.
     pub concurrency: NonZeroUsize,
+    /// Prices by model, where they are not those of `llm.prices`.
+    pub prices: BTreeMap<String, PriceConfig>,
     /// scripted: the file with the turns.
     pub script: Option<PathBuf>,
 }
@@ -318,6 +352,7 @@ impl Default for ProviderConfig {
             stall_timeout: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(5),
             concurrency: NonZeroUsize::new(256).expect("256 is not zero"),
+            prices: BTreeMap::new(),
             script: None,
         }
     }

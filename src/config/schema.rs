@@ -28,6 +28,11 @@ pub enum Kind {
         /// What is counted.
         unit: &'static str,
     },
+    /// A number that is not negative.
+    Number {
+        /// What is counted.
+        unit: &'static str,
+    },
     /// A duration of at least this, at most ten years.
     Duration {
         /// The shortest.
@@ -54,6 +59,7 @@ impl Kind {
                 "false" | "0" => Value::from(false),
                 _ => return Err(self.expected()),
             },
+            Self::Number { .. } => Value::from(text.trim().parse::<f64>().map_err(|_| self.expected())?),
             Self::Integer { .. } => Value::from(text.trim().parse::<i64>().map_err(|_| self.expected())?),
             Self::List if text.trim_start().starts_with('[') => {
                 Value::from(serde_json::from_str::<Vec<String>>(text).map_err(|_| {
@@ -76,6 +82,13 @@ impl Kind {
             Self::Integer { min, max, .. } => {
                 let number = value.to_i128().filter(|_| matches!(value, Value::Num(..)));
                 number.is_some_and(|number| (i128::from(min)..=i128::from(max)).contains(&number))
+            }
+            Self::Number { .. } => {
+                let number = match value {
+                    Value::Num(_, number) => number.to_f64().or_else(|| number.to_i128().map(|whole| whole as f64)),
+                    _ => None,
+                };
+                number.is_some_and(|number| number.is_finite() && number >= 0.0)
             }
             Self::Duration { min } => {
                 let duration = value.as_str().and_then(|text| humantime::parse_duration(text).ok());
@@ -106,6 +119,7 @@ impl Kind {
             Self::Text | Self::Url | Self::Secret => String::from("must be a text in quotes"),
             Self::Bool => String::from("must be true or false"),
             Self::Integer { min, max, unit } => format!("must be a whole number from {min} to {max} ({unit})"),
+            Self::Number { unit } => format!("must be a number from 0 ({unit})"),
             Self::Duration { .. } => String::from("must be a duration with its unit, such as \"30s\" or \"1m 30s\""),
             Self::List => String::from("must be a list of texts, such as [\"a\", \"b\"]"),
             Self::OneOf(known) => format!("must be one of {}", known.join(", ")),
@@ -174,6 +188,9 @@ pub const FALLBACK_KEYS: &[(&str, &str)] = &[("ANTHROPIC_API_KEY", "anthropic"),
 /// What may follow when nobody knows whether a tool call took effect.
 const UNKNOWN_OUTCOME: Kind = Kind::OneOf(&["ask_model", "fail", "retry"]);
 
+/// What a model costs.
+const PRICE: Kind = Kind::Number { unit: "US dollars for a million tokens" };
+
 /// When something is done that depends on the call.
 const WHEN: Kind = Kind::OneOf(&["auto", "always", "never"]);
 
@@ -218,6 +235,14 @@ pub const KEYS: &[Key] = &[
     key("llm.providers.*.connect_timeout", time(1)).or("5s"),
     key("llm.providers.*.concurrency", count(1, 100_000, "calls")).or("256"),
     key("llm.providers.*.script", Kind::Text),
+    key("llm.providers.*.prices.*.input", PRICE),
+    key("llm.providers.*.prices.*.output", PRICE),
+    key("llm.providers.*.prices.*.cache_read", PRICE),
+    key("llm.providers.*.prices.*.cache_write", PRICE),
+    key("llm.prices.*.input", PRICE),
+    key("llm.prices.*.output", PRICE),
+    key("llm.prices.*.cache_read", PRICE),
+    key("llm.prices.*.cache_write", PRICE),
     key("mcp.order", Kind::List),
     key("mcp.servers.*.url", Kind::Url),
     key("mcp.servers.*.command", Kind::Text),

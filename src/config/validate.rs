@@ -13,13 +13,13 @@ use url::Url;
 use crate::config::error::Problem;
 use crate::config::mcp_servers::is_name;
 use crate::config::source::{Source, dotted};
-use crate::config::{Config, LeaseConfig, McpServerConfig, ProviderConfig, ProviderKind};
+use crate::config::{Config, LeaseConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind};
 use crate::domain::node::nearest;
 
 /// Names that `tools.disable` may hold.
 pub const BUILT_IN_TOOLS: &[&str] = &["calculate", "current_time", "http_request", "json_query", "template"];
 /// Names that `events.progress` may hold.
-pub const PROGRESS_EVENTS: &[&str] = &["node.started", "node.progress", "tool.executed"];
+pub const PROGRESS_EVENTS: &[&str] = &["node.started", "node.progress", "tool.executed", "llm.delta"];
 
 /// The longest name of a worker, a stream or a group.
 const MAX_NAME: usize = 256;
@@ -159,6 +159,19 @@ impl Check<'_> {
                 self.blame(&[&key("kind"), &key("model")], "the name of a provider is of letters, digits, `_` and `-`");
             }
             self.provider(provider, &key);
+            self.prices(&provider.prices, &["llm", "providers", name, "prices"]);
+        }
+        self.prices(&config.llm.prices, &["llm", "prices"]);
+    }
+
+    fn prices(&mut self, prices: &BTreeMap<String, PriceConfig>, path: &[&str]) {
+        for (model, price) in prices {
+            for (member, value) in [("input", price.input), ("output", price.output)] {
+                if value.is_none() {
+                    let key = dotted(&[path, &[model, member]].concat());
+                    self.lacking(key, "a price needs `input` and `output`, in US dollars for a million tokens");
+                }
+            }
         }
     }
 

@@ -28,15 +28,23 @@ pub enum EventType {
     NodeProgress,
     /// A tool call ended.
     ToolExecuted,
+    /// A model wrote a piece of its answer.
+    LlmDelta,
 }
 
 impl EventType {
     /// Every type.
-    pub const ALL: [Self; 5] =
-        [Self::NodeCompleted, Self::NodeFailed, Self::NodeStarted, Self::NodeProgress, Self::ToolExecuted];
+    pub const ALL: [Self; 6] = [
+        Self::NodeCompleted,
+        Self::NodeFailed,
+        Self::NodeStarted,
+        Self::NodeProgress,
+        Self::ToolExecuted,
+        Self::LlmDelta,
+    ];
 
     /// Every type that is live progress, best effort.
-    pub const PROGRESS: [Self; 3] = [Self::NodeStarted, Self::NodeProgress, Self::ToolExecuted];
+    pub const PROGRESS: [Self; 4] = [Self::NodeStarted, Self::NodeProgress, Self::ToolExecuted, Self::LlmDelta];
 
     /// The type as the stream's name and the event bear it.
     pub fn as_str(self) -> &'static str {
@@ -46,6 +54,7 @@ impl EventType {
             Self::NodeStarted => "node.started",
             Self::NodeProgress => "node.progress",
             Self::ToolExecuted => "tool.executed",
+            Self::LlmDelta => "llm.delta",
         }
     }
 }

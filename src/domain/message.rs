@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::domain::price::Cost;
+
 /// Tokens of one or several completions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -18,6 +20,9 @@ pub struct Usage {
     pub cache_read_tokens: u64,
     /// Of the input: written to the provider's cache.
     pub cache_write_tokens: u64,
+    /// What they cost, in US dollars; nothing where the model has no price.
+    #[serde(default, rename = "cost_usd", skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
 }
 
 impl std::ops::AddAssign for Usage {
@@ -26,6 +31,10 @@ impl std::ops::AddAssign for Usage {
         self.output_tokens += other.output_tokens;
         self.cache_read_tokens += other.cache_read_tokens;
         self.cache_write_tokens += other.cache_write_tokens;
+        self.cost = match (self.cost, other.cost) {
+            (Some(one), Some(other)) => Some(one + other),
+            (one, other) => one.or(other),
+        };
     }
 }
 
@@ -123,6 +132,9 @@ pub fn text_block(text: impl Into<String>) -> Value {
 pub enum Turn {
     /// What we say.
     User(String),
+    /// What we say with images or documents in it: content blocks as in [`ToolResult`], and `document` blocks with
+    /// `data` and `mimeType`; an image or a document may have a `url` in their place.
+    Content(Vec<Value>),
     /// What the model says.
     Assistant(AssistantTurn),
     /// What the tools of the turn before answered, in call order.

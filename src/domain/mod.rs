@@ -10,6 +10,7 @@ pub mod journal;
 pub mod message;
 pub mod node;
 pub mod outcome;
+pub mod price;
 pub mod republish;
 pub mod settlement;
 pub mod state;

@@ -50,9 +50,11 @@ pub struct NodeConfig {
     pub max_iterations: Option<NonZeroU32>,
     /// The model and how it is called.
     pub llm_config: Option<LlmConfig>,
+    /// Content blocks that the model is shown with the task (templates in strings at any depth).
+    pub attachments: Option<Value>,
     /// The JSON Schema that the answer must satisfy.
     pub output_schema: Option<Value>,
-    /// agent: budgets.
+    /// Budgets.
     pub limits: Limits,
     /// tool: the tool.
     pub tool_name: Option<String>,
@@ -85,6 +87,8 @@ pub struct LlmConfig {
     /// llm: the system prompt (template).
     #[serde(alias = "system_prompt")]
     pub system: Option<String>,
+    /// Content blocks that the model is shown with the prompt (templates in strings at any depth).
+    pub attachments: Option<Value>,
     /// Tokens that may be written, thinking included.
     pub max_tokens: Option<NonZeroU32>,
     /// Sampling, where the provider still takes it.
@@ -106,7 +110,7 @@ pub struct LlmConfig {
     pub extra: Map<String, Value>,
 }
 
-/// Budgets of an agent.
+/// Budgets of a node.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Limits {
@@ -175,6 +179,7 @@ const NODE_MEMBERS: &[&str] = &[
     "system",
     "tools",
     "max_iterations",
+    "attachments",
     "llm_config",
     "output_schema",
     "limits",
@@ -193,6 +198,7 @@ const LLM_MEMBERS: &[&str] = &[
     "prompt",
     "system",
     "system_prompt",
+    "attachments",
     "max_tokens",
     "temperature",
     "top_p",

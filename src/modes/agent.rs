@@ -9,6 +9,7 @@ use crate::domain::event::EventType;
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
 use crate::modes::ModeSettings;
+use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
 use crate::modes::dialogue::{AgentRules, Answer, Dialogue, Move, Rules};
 use crate::modes::execution::{Brief, Execution};
 use crate::modes::llm::output_schema;
@@ -24,6 +25,7 @@ use crate::ports::Ports;
 pub(super) struct AgentPlan {
     task: Template,
     system: Option<Template>,
+    attachments: AttachmentsPlan,
     tools: Vec<String>,
     settings: Arc<LlmConfig>,
     schema: Option<Schema>,
@@ -35,6 +37,7 @@ pub(super) struct AgentPlan {
 pub(super) struct AgentTask {
     task: String,
     system: Option<String>,
+    attachments: Attachments,
     tools: Vec<String>,
     settings: Arc<LlmConfig>,
     rules: Rules,
@@ -42,8 +45,8 @@ pub(super) struct AgentTask {
 
 impl AgentTask {
     /// The texts that were put together for the model.
-    pub fn texts(&self) -> [&str; 2] {
-        [&self.task, self.system.as_deref().unwrap_or_default()]
+    pub fn texts(&self) -> Texts<'_> {
+        Texts::new(&self.task, self.system.as_deref(), &self.attachments)
     }
 }
 
@@ -58,13 +61,14 @@ impl AgentPlan {
         Ok(Self {
             task: Template::compile(task).map_err(TemplateError::alone)?,
             system: system.map(|text| Template::compile(text)).transpose().map_err(TemplateError::alone)?,
+            attachments: AttachmentsPlan::compile(config, &llm).map_err(TemplateError::alone)?,
             tools: config.tools.clone().unwrap_or_default(),
             schema: output_schema(config, &llm)?,
             settings: Arc::new(llm),
             rules: AgentRules {
                 max_iterations: config.max_iterations.unwrap_or(settings.agent.max_iterations).get(),
                 max_tool_calls: config.limits.max_tool_calls.unwrap_or(settings.agent.max_tool_calls),
-                max_tokens: config.limits.max_tokens,
+                calls_before: 0,
                 finalize: settings.agent.finalize,
             },
         })
@@ -74,6 +78,7 @@ impl AgentPlan {
     pub fn names(&self, names: &mut Names) {
         self.task.names(names);
         self.system.iter().for_each(|system| system.names(names));
+        self.attachments.names(names);
     }
 
     /// Puts the values in.
@@ -81,6 +86,7 @@ impl AgentPlan {
         Ok(AgentTask {
             task: self.task.text(scope)?,
             system: self.system.map(|system| system.text(scope)).transpose()?,
+            attachments: self.attachments.render(scope)?,
             tools: self.tools,
             settings: self.settings,
             rules: Rules { agent: Some(self.rules), schema: self.schema },
@@ -90,11 +96,14 @@ impl AgentPlan {
 
 /// Runs the agent to its output.
 pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask) -> Result<Value, Failure> {
-    let AgentTask { task, system, tools, settings, rules } = task;
+    let AgentTask { task, system, attachments, tools, settings, mut rules } = task;
+    if let Some(agent) = &mut rules.agent {
+        agent.calls_before = execution.logbook.before().tool_calls;
+    }
     let toolbox = Toolbox::new(tools);
     let output_schema = rules.schema.as_ref().map(|schema| Arc::clone(&schema.source));
     let mut brief = Brief { settings, system, tools: Arc::from([]), output_schema };
-    let mut dialogue = Dialogue::new(task, rules);
+    let mut dialogue = Dialogue::new(task, attachments.blocks()?, rules);
     let mut next = dialogue.begin();
     loop {
         next = match next {

@@ -37,8 +37,8 @@ pub(super) struct AgentRules {
     pub max_iterations: u32,
     /// Tool calls that the model may ask for.
     pub max_tool_calls: u32,
-    /// Tokens read and written.
-    pub max_tokens: Option<u64>,
+    /// Tool calls that count although they were made before the node was started over.
+    pub calls_before: u32,
     /// Whether a limit is followed by one last turn without tools.
     pub finalize: bool,
 }
@@ -91,13 +91,14 @@ pub(super) struct Dialogue {
 
 impl Dialogue {
     /// A conversation that begins with what we say.
-    pub fn new(prompt: String, rules: Rules) -> Self {
+    pub fn new(prompt: String, attachments: Vec<Value>, rules: Rules) -> Self {
+        let tool_uses = rules.agent.map_or(0, |agent| agent.calls_before);
         Self {
             rules,
-            turns: vec![Arc::new(Turn::User(prompt))],
+            turns: vec![Arc::new(said(prompt, attachments))],
             iterations: 0,
             tokens: 0,
-            tool_uses: 0,
+            tool_uses,
             round: Vec::new(),
             last_round: None,
             identical_rounds: 0,
@@ -132,7 +133,7 @@ impl Dialogue {
 
     /// The first move.
     pub fn begin(&self) -> Move {
-        self.ask()
+        Move::Ask
     }
 
     /// The model has spoken.
@@ -194,7 +195,7 @@ impl Dialogue {
         }
         // The limit with no last turn was checked before the tools ran.
         self.winding_up |= self.at_iteration_limit();
-        self.ask()
+        Move::Ask
     }
 
     /// Keeps the model's turn as it is; an empty one would be refused when it is sent back.
@@ -204,19 +205,9 @@ impl Dialogue {
         }
     }
 
-    fn ask(&self) -> Move {
-        match self.rules.agent.and_then(|agent| agent.max_tokens) {
-            Some(limit) if self.tokens >= limit => Move::Fail(Failure::permanent(
-                "token_limit",
-                format!("the agent has used {} tokens; `limits.max_tokens` is {limit}", self.tokens),
-            )),
-            _ => Move::Ask,
-        }
-    }
-
     fn say(&mut self, text: impl Into<String>) -> Move {
         self.turns.push(Arc::new(Turn::User(text.into())));
-        self.ask()
+        Move::Ask
     }
 
     fn at_iteration_limit(&self) -> bool {
@@ -234,8 +225,8 @@ impl Dialogue {
                 return Move::Fail(Failure::permanent(
                     "tool_call_limit",
                     format!(
-                        "the agent asked for more than {} tool calls; raise `limits.max_tool_calls`",
-                        agent.max_tool_calls
+                        "the agent has asked for {} tool calls, of which {} may be made; raise `limits.max_tool_calls`",
+                        self.tool_uses, agent.max_tool_calls
                     ),
                 ));
             }
@@ -261,7 +252,7 @@ impl Dialogue {
         }
         let results = uses.iter().map(|tool_use| ToolResult::error(&tool_use.id, why)).collect();
         self.turns.push(Arc::new(Turn::ToolResults(results)));
-        self.ask()
+        Move::Ask
     }
 
     fn paused(&mut self, text: String) -> Move {
@@ -276,7 +267,7 @@ impl Dialogue {
             ));
         }
         self.paused_text = text;
-        self.ask()
+        Move::Ask
     }
 
     fn cut(&mut self, text: String, model: String) -> Move {
@@ -328,9 +319,22 @@ impl Dialogue {
     fn iteration_limit(&self) -> Failure {
         Failure::permanent(
             "iteration_limit",
-            format!("the agent was not done after {} turns of the model; raise `max_iterations`", self.iterations),
+            format!(
+                "the agent was not done after {} of {} turns of the model; raise `max_iterations`",
+                self.iterations,
+                self.rules.agent.map_or(self.iterations, |agent| agent.max_iterations)
+            ),
         )
     }
+}
+
+/// What we say first. Models read a question about an image better after the image.
+fn said(prompt: String, mut attachments: Vec<Value>) -> Turn {
+    if attachments.is_empty() {
+        return Turn::User(prompt);
+    }
+    attachments.push(text_block(prompt));
+    Turn::Content(attachments)
 }
 
 fn refused(category: Option<String>, explanation: Option<String>) -> Failure {

@@ -4,12 +4,15 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::{Future, pending};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::config::UnknownOutcome;
+use crate::domain::delta::Deltas;
 use crate::domain::event::EventType;
 use crate::domain::journal::{CallId, Class, Start};
 use crate::domain::message::{Completion, Usage};
@@ -18,12 +21,16 @@ use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 use crate::modes::ModeSettings;
+use crate::modes::budget::{Budget, no_price};
 use crate::modes::dialogue::Dialogue;
 use crate::modes::logbook::{Logbook, digest};
 use crate::modes::step::{Halt, Patience, step};
 use crate::modes::waits::{Wait, Waits};
 use crate::ports::{CallContext, Events, Llm, LlmRequest, Ports, ToolCall, Tools};
 use crate::retry::RetryPolicy;
+
+/// How often pieces of an answer are told at the most.
+const DELTA_PAUSE: Duration = Duration::from_millis(200);
 
 /// What an execution used and remarked. It outlives the work, so that a node whose time is up can tell it as well.
 #[derive(Debug, Default)]
@@ -114,6 +121,7 @@ pub(super) struct Execution<'a, P> {
     pub ledger: &'a Ledger,
     pub logbook: &'a Logbook<'a, P>,
     pub policy: RetryPolicy,
+    pub budget: Budget,
     pub deadline: Instant,
 }
 
@@ -128,6 +136,11 @@ impl<P: Ports> Execution<'_, P> {
     /// Asks the model for the next turn of a dialogue. It is on record before anything follows from it.
     pub async fn ask(&self, brief: &Brief, dialogue: &Dialogue) -> Result<Completion, Failure> {
         let turn = dialogue.iterations() + 1;
+        self.budget.check(&self.ledger.spent.borrow())?;
+        if self.budget.is_of_money() && !self.ports.llm().priced(&brief.settings) {
+            return Err(no_price(brief.settings.model.as_deref()));
+        }
+        let deltas = self.ports.events().wants(EventType::LlmDelta).then(Deltas::default);
         let request = LlmRequest {
             settings: Arc::clone(&brief.settings),
             system: brief.system.clone(),
@@ -135,15 +148,43 @@ impl<P: Ports> Execution<'_, P> {
             tools: Arc::clone(&brief.tools),
             tools_allowed: dialogue.tools_allowed(),
             output_schema: brief.output_schema.clone(),
-            deltas: None,
+            deltas: deltas.clone(),
             context: self.context(CallSite::Turn(turn)),
         };
         let operation = || self.attempt(Class::Safe, self.ports.llm().complete(request.clone()));
-        let completion = self.step("llm call", CallSite::Turn(turn), operation).await?;
+        let call = self.step("llm call", CallSite::Turn(turn), operation);
+        let completion = match deltas {
+            Some(deltas) => self.telling(turn, &deltas, call).await?,
+            None => call.await?,
+        };
         *self.ledger.spent.borrow_mut().usage.get_or_insert_default() += completion.usage;
         self.ledger.warn(completion.warnings.iter().cloned());
         self.logbook.heard(turn, &completion).await?;
         Ok(completion)
+    }
+
+    /// Waits for a model and tells what it writes meanwhile, a few times a second: an event for each letter would cost
+    /// more than the answer.
+    async fn telling<T>(&self, turn: u32, deltas: &Deltas, call: impl Future<Output = T>) -> T {
+        let tell = || {
+            let pieces = deltas.fetch();
+            if !pieces.is_empty() {
+                self.progress(EventType::LlmDelta, json!({ "turn": turn, "pieces": pieces }));
+            }
+        };
+        let mut call = pin!(call);
+        let mut pulse = interval(DELTA_PAUSE);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut call => {
+                    tell();
+                    return answer;
+                }
+                _ = pulse.tick() => tell(),
+            }
+        }
     }
 
     /// Finds the tools that the patterns name.

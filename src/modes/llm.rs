@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
+use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
 use crate::modes::dialogue::{Answer, Dialogue, Move, Rules};
 use crate::modes::execution::{Brief, Execution};
 use crate::modes::names::Names;
@@ -19,6 +20,7 @@ use crate::ports::Ports;
 pub(super) struct LlmPlan {
     prompt: Template,
     system: Option<Template>,
+    attachments: AttachmentsPlan,
     settings: Arc<LlmConfig>,
     schema: Option<Schema>,
 }
@@ -28,14 +30,15 @@ pub(super) struct LlmPlan {
 pub(super) struct LlmTask {
     pub prompt: String,
     pub system: Option<String>,
+    pub attachments: Attachments,
     pub settings: Arc<LlmConfig>,
     pub schema: Option<Schema>,
 }
 
 impl LlmTask {
     /// The texts that were put together for the model.
-    pub fn texts(&self) -> [&str; 2] {
-        [&self.prompt, self.system.as_deref().unwrap_or_default()]
+    pub fn texts(&self) -> Texts<'_> {
+        Texts::new(&self.prompt, self.system.as_deref(), &self.attachments)
     }
 }
 
@@ -53,6 +56,7 @@ impl LlmPlan {
         Ok(Self {
             prompt: Template::compile(prompt).map_err(TemplateError::alone)?,
             system: system.map(|text| Template::compile(text)).transpose().map_err(TemplateError::alone)?,
+            attachments: AttachmentsPlan::compile(config, &llm).map_err(TemplateError::alone)?,
             schema: output_schema(config, &llm)?,
             settings: Arc::new(llm),
         })
@@ -62,6 +66,7 @@ impl LlmPlan {
     pub fn names(&self, names: &mut Names) {
         self.prompt.names(names);
         self.system.iter().for_each(|system| system.names(names));
+        self.attachments.names(names);
     }
 
     /// Puts the values in.
@@ -69,6 +74,7 @@ impl LlmPlan {
         Ok(LlmTask {
             prompt: self.prompt.text(scope)?,
             system: self.system.map(|system| system.text(scope)).transpose()?,
+            attachments: self.attachments.render(scope)?,
             settings: self.settings,
             schema: self.schema,
         })
@@ -106,7 +112,8 @@ pub(super) async fn complete<P: Ports>(execution: &Execution<'_, P>, task: LlmTa
         tools: Arc::from([]),
         output_schema: task.schema.as_ref().map(|schema| Arc::clone(&schema.source)),
     };
-    let mut dialogue = Dialogue::new(task.prompt, Rules { agent: None, schema: task.schema });
+    let mut dialogue =
+        Dialogue::new(task.prompt, task.attachments.blocks()?, Rules { agent: None, schema: task.schema });
     let mut next = dialogue.begin();
     loop {
         next = match next {
@@ -157,6 +164,39 @@ mod tests {
         let requests = script.requests.borrow();
         assert!(matches!(&*requests[0].turns[0], Turn::User(text) if text == "On rust"));
         assert_eq!(requests[0].system.as_deref(), Some("Like RUST"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn images_stand_before_the_prompt_and_may_come_from_another_node() {
+        let image = json!({"type": "image", "data": "AAAA", "mimeType": "image/png"});
+        let shot = json!({"status": "completed", "output": [{"type": "text", "text": "a shot"}, image]});
+        let run = async |attachments: Value| {
+            let script = Script::new().state(json!({"id": "x"}), json!({"shot": shot})).model([says("a cat")]);
+            let config = json!({"prompt": "What is it?", "attachments": attachments});
+            let report = script.run(json!({ "llm_config": config })).await;
+            (report, script)
+        };
+        let (report, script) = run(json!(["{{ shot }}", {"type": "document", "url": "https://h/{{ id }}.pdf"}])).await;
+        assert_eq!(output(&report)["content"], "a cat");
+        let requests = script.requests.borrow();
+        let Turn::Content(blocks) = &*requests[0].turns[0] else { panic!("no blocks") };
+        let document = json!({"type": "document", "url": "https://h/x.pdf"});
+        let prompt = json!({"type": "text", "text": "What is it?"});
+        assert_eq!(blocks, &[json!({"type": "text", "text": "a shot"}), image.clone(), document, prompt]);
+        for (wrong, words) in [
+            (json!("{{ id }}"), "is a text"),
+            (json!([{"data": "AAAA"}]), "no type"),
+            (json!({"type": "tool_use"}), "tool_use"),
+            (json!([3]), "one is 3"),
+        ] {
+            let (report, script) = run(wrong).await;
+            assert_eq!(code(&report), ("validation", "invalid_attachment"));
+            assert!(failure(&report).message.contains(words), "{}", failure(&report).message);
+            assert!(script.requests.borrow().is_empty());
+        }
+        let (report, script) = run(json!(null)).await;
+        assert_eq!(output(&report)["content"], "a cat");
+        assert!(matches!(&*script.requests.borrow()[0].turns[0], Turn::User(_)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -157,6 +157,11 @@ impl<'a, P: Ports> Logbook<'a, P> {
         self.epoch
     }
 
+    /// What was used before the node was started over.
+    pub fn before(&self) -> &Spent {
+        &self.before
+    }
+
     /// What need not be done again, where there is something.
     pub fn resumed(&self) -> Option<Resumed> {
         self.resumed

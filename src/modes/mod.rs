@@ -10,6 +10,8 @@ pub mod template;
 pub mod unknown;
 
 mod agent;
+mod attachments;
+mod budget;
 mod deadline;
 mod dialogue;
 mod execution;

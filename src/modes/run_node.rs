@@ -22,6 +22,8 @@ use crate::domain::work::{Delivery, WorkItem};
 use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::agent::{self, AgentPlan, AgentTask};
+use crate::modes::attachments::Texts;
+use crate::modes::budget::Budget;
 use crate::modes::deadline::{self, Deadline};
 use crate::modes::execution::{Execution, Ledger};
 use crate::modes::llm::{self, LlmPlan, LlmTask};
@@ -165,11 +167,6 @@ impl<P: Ports> NodeRun<'_, P> {
             return Err(Failure::configuration("unknown_member", format!("{members} (`work.strict` is set)")));
         }
         self.ledger.warn(warnings);
-        if config.limits.max_cost_usd.is_some() {
-            self.ledger.warn([String::from(
-                "`limits.max_cost_usd` is not enforced: the worker knows no prices; use `limits.max_tokens`",
-            )]);
-        }
         Plan::compile(&config, self.settings)
     }
 
@@ -191,7 +188,7 @@ impl<P: Ports> NodeRun<'_, P> {
         config: &str,
         earlier: Earlier,
     ) -> Result<Outcome, Failure> {
-        let policy = plan.policy;
+        let (policy, budget) = (plan.policy, plan.budget);
         let mut snapshot = self.completed(snapshot);
         self.fetch_large(&plan, &mut snapshot).await?;
         let (task, output_mapping) = match self.put_in(plan, snapshot) {
@@ -208,7 +205,7 @@ impl<P: Ports> NodeRun<'_, P> {
             tracing::info!(turns, tool_calls, "going on where an earlier worker ended");
             ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
         }
-        let execution = Execution { ports, settings, delivery, ledger, logbook: &logbook, policy, deadline };
+        let execution = Execution { ports, settings, delivery, ledger, logbook: &logbook, policy, budget, deadline };
         let output = match task {
             Task::Agent(task) => agent::run(&execution, task).await?,
             Task::Llm(task) => llm::run(&execution, task).await?,
@@ -309,6 +306,7 @@ struct Plan {
     input_mapping: Vec<(String, ValueTemplate)>,
     output_mapping: OutputMapping,
     policy: RetryPolicy,
+    budget: Budget,
     time_limit: Option<Duration>,
 }
 
@@ -326,7 +324,7 @@ enum Task {
 
 impl Task {
     /// The texts that were put together for a model, if one is asked.
-    fn texts(&self) -> Option<[&str; 2]> {
+    fn texts(&self) -> Option<Texts<'_>> {
         match self {
             Self::Agent(task) => Some(task.texts()),
             Self::Llm(task) => Some(task.texts()),
@@ -351,6 +349,7 @@ impl Plan {
                 initial: config.retry.initial.unwrap_or(settings.retry.initial),
                 max: config.retry.max.unwrap_or(settings.retry.max),
             },
+            budget: Budget::new(&config.limits),
             time_limit: config.time_limit(),
         })
     }

@@ -18,6 +18,7 @@ use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
 use crate::domain::journal::{HEADER, JournalEntry};
 use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Turn, Usage};
+use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::tool::{ToolHints, ToolOutput, ToolSpec, ToolTarget};
@@ -119,6 +120,10 @@ pub struct Script {
     running: Cell<usize>,
     /// The most tool calls that ran at once.
     pub most_running: Cell<usize>,
+    /// What the model tells while it writes, before each of its answers.
+    pub told_early: Vec<&'static str>,
+    /// Whether the model has no price.
+    pub priceless: bool,
     /// Told progress.
     pub events: RefCell<Vec<(EventType, Value)>>,
     inputs: Value,
@@ -285,9 +290,20 @@ impl Script {
 }
 
 impl Llm for Script {
+    fn priced(&self, _: &LlmConfig) -> bool {
+        !self.priceless
+    }
+
     async fn complete(&self, request: LlmRequest) -> Result<Completion, Failure> {
         self.journal.alive().await;
         let had = request.turns.iter().filter(|turn| matches!(***turn, Turn::Assistant(_))).count();
+        if let Some(deltas) = &request.deltas {
+            deltas.begin();
+            for text in &self.told_early {
+                deltas.text(text);
+                tokio::time::sleep(Duration::from_millis(150)).await;
+            }
+        }
         self.requests.borrow_mut().push(request);
         let act = match &self.by_turn {
             Some(act) => act(had),
@@ -393,6 +409,10 @@ impl Journal for Script {
 }
 
 impl Events for Script {
+    fn wants(&self, kind: EventType) -> bool {
+        kind != EventType::LlmDelta || !self.told_early.is_empty()
+    }
+
     fn progress(&self, _: &Arc<Delivery>, kind: EventType, data: Value) {
         self.events.borrow_mut().push((kind, data));
     }
@@ -483,7 +503,7 @@ pub fn turn(text: &str, uses: &[(&str, Value)], stop_reason: StopReason) -> LlmA
         turn: AssistantTurn { raw: to_raw_value(&raw).expect("JSON"), text: text.to_owned(), tool_uses },
         stop_reason,
         model: String::from("scripted-1"),
-        usage: Usage { input_tokens: 10, output_tokens: 5, cache_read_tokens: 2, cache_write_tokens: 1 },
+        usage: Usage { input_tokens: 10, output_tokens: 5, cache_read_tokens: 2, cache_write_tokens: 1, cost: None },
         request_id: None,
         warnings: Vec::new(),
     })

@@ -9,6 +9,7 @@ use crate::domain::journal::{CallId, CallRecord, Class, End};
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
+use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
 use crate::modes::execution::Execution;
 use crate::modes::llm::{self, LlmTask};
 use crate::modes::logbook::{digest_of, length_of, mismatch};
@@ -27,7 +28,7 @@ const ERROR_CHARS: usize = 2000;
 pub(super) struct ToolPlan {
     name: String,
     params: Vec<(String, ValueTemplate)>,
-    extract: Option<Extract<Template>>,
+    extract: Option<Extract<Template, AttachmentsPlan>>,
 }
 
 /// A tool node with its values put in.
@@ -35,14 +36,15 @@ pub(super) struct ToolPlan {
 pub(super) struct ToolTask {
     name: String,
     params: Arguments,
-    extract: Option<Extract<String>>,
+    extract: Option<Extract<String, Attachments>>,
 }
 
 /// Where a model finds arguments.
 #[derive(Debug)]
-struct Extract<T> {
+struct Extract<T, A> {
     from: T,
     system: Option<T>,
+    attachments: A,
     settings: Arc<LlmConfig>,
 }
 
@@ -55,6 +57,7 @@ impl ToolPlan {
             Ok(Extract {
                 from: Template::compile(&extract.from)?,
                 system: settings.system.as_deref().map(Template::compile).transpose()?,
+                attachments: AttachmentsPlan::compile(&NodeConfig::default(), &settings)?,
                 settings: Arc::new(settings),
             })
         });
@@ -71,6 +74,7 @@ impl ToolPlan {
         if let Some(extract) = &self.extract {
             extract.from.names(names);
             extract.system.iter().for_each(|system| system.names(names));
+            extract.attachments.names(names);
         }
     }
 
@@ -80,6 +84,7 @@ impl ToolPlan {
             Ok(Extract {
                 from: extract.from.text(scope)?,
                 system: extract.system.map(|system| system.text(scope)).transpose()?,
+                attachments: extract.attachments.render(scope)?,
                 settings: extract.settings,
             })
         });
@@ -93,9 +98,9 @@ impl ToolPlan {
 
 impl ToolTask {
     /// The texts that were put together for a model, where one is asked.
-    pub fn texts(&self) -> Option<[&str; 2]> {
-        let extract = self.extract.as_ref()?;
-        Some([&extract.from, extract.system.as_deref().unwrap_or_default()])
+    pub fn texts(&self) -> Option<Texts<'_>> {
+        let Extract { from, system, attachments, .. } = self.extract.as_ref()?;
+        Some(Texts::new(from, system.as_deref(), attachments))
     }
 }
 
@@ -181,7 +186,7 @@ fn value(tool: &str, output: ToolOutput) -> Result<Value, Failure> {
 async fn extracted<P: Ports>(
     execution: &Execution<'_, P>,
     spec: &ToolSpec,
-    extract: Extract<String>,
+    extract: Extract<String, Attachments>,
     given: Arguments,
 ) -> Result<Arguments, Failure> {
     let Some(schema) = schema_without(&spec.input_schema, &given) else {
@@ -200,7 +205,13 @@ async fn extracted<P: Ports>(
             spec.description.as_ref().map(|words| format!(" ({words})")).unwrap_or_default()
         )
     });
-    let task = LlmTask { prompt: extract.from, system: Some(system), settings: extract.settings, schema: Some(schema) };
+    let task = LlmTask {
+        prompt: extract.from,
+        system: Some(system),
+        attachments: extract.attachments,
+        settings: extract.settings,
+        schema: Some(schema),
+    };
     let answer = llm::complete(execution, task).await?;
     match answer.parsed {
         Some(Value::Object(mut arguments)) => {

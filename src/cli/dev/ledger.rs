@@ -171,6 +171,8 @@ impl Ledger {
                 resumed: wire.metadata.resumed,
                 at,
             }),
+            // Nobody follows the pieces of answers here.
+            EventType::LlmDelta => {}
             EventType::NodeStarted | EventType::NodeProgress | EventType::ToolExecuted => {
                 let number = wire.metadata.delivery.unwrap_or(1);
                 // Progress comes in several streams, so a tool call may be told of before its node's start.

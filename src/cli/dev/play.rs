@@ -309,6 +309,7 @@ fn words(step: &Step, run: &Run) -> String {
             }
             None => format!("turn {} of the model", step.data.get("iteration").unwrap_or(&Value::Null)),
         },
+        EventType::LlmDelta => String::from("the model writes"),
         EventType::ToolExecuted => format!("tool {} ended", text("/tool").unwrap_or("?")),
         EventType::NodeCompleted | EventType::NodeFailed => outcome(run),
     }

@@ -6,6 +6,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod headers;
+mod prices;
 mod schema;
 pub mod script;
 mod scripted;
@@ -16,6 +17,7 @@ mod tests;
 mod transport;
 
 pub use error::LlmError;
+pub use prices::Prices;
 pub use status::{ErrorClass, StatusError};
 
 use crate::config::{ProviderConfig, ProviderKind};

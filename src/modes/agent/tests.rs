@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::domain::message::{StopReason, ToolResult, Turn};
 use crate::domain::outcome::{Outcome, Partial, Report};
+use crate::domain::price::Cost;
 use crate::domain::tool::ToolOutput;
 use crate::modes::scripted_ports::{LlmAct, Script, code, failure, output, says, settings, text_output, turn, wants};
 
@@ -194,11 +195,55 @@ async fn tool_calls_and_tokens_have_budgets() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_budget_of_money_is_said_not_to_be_enforced() {
-    let script = Script::new().tool("add", echo).model([says("done")]);
+async fn money_has_a_budget_that_counts_what_was_on_record() {
+    let paid = |usd: f64| {
+        let LlmAct::Says(mut completion) = wants(&[("add", json!({"usd": usd}))]) else { unreachable!("it says") };
+        completion.usage.cost = Some(Cost::usd(usd));
+        LlmAct::Says(completion)
+    };
+    let limits = || with(json!({"limits": {"max_cost_usd": 0.5}}));
+    let script = Script::new().tool("add", echo).model([paid(0.2), paid(0.29), paid(0.01), says("done")]);
+    let report = script.run(limits()).await;
+    assert_eq!((code(&report), script.requests.borrow().len()), (("permanent", "cost_limit"), 3));
+    let message = &failure(&report).message;
+    assert!(message.contains("0.5 USD of 0.5 USD"), "{message}");
+    assert_eq!(report.spent.usage.expect("usage").cost, Some(Cost::usd(0.5)));
+    // Whoever takes over counts what the journal has and asks no more.
+    let again = script.run(limits()).await;
+    assert_eq!((code(&again), script.requests.borrow().len()), (("permanent", "cost_limit"), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_of_money_without_a_price_costs_no_call() {
+    let mut script = Script::new().tool("add", echo).model([says("done")]);
+    script.priceless = true;
     let report = script.run(with(json!({"limits": {"max_cost_usd": 0.5}}))).await;
+    assert_eq!((code(&report), script.requests.borrow().len()), (("configuration", "price_unknown"), 0));
+    let report = script.run(with(json!({}))).await;
     assert_eq!(output(&report)["result"], "done");
-    assert!(report.warnings[0].contains("max_cost_usd"), "{:?}", report.warnings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_model_writes_is_told_in_batches_where_somebody_wants_it() {
+    let mut script = Script::new().tool("add", echo).model([wants(&[("add", json!({}))]), says("done")]);
+    script.told_early = vec!["a", "b", "c", "d"];
+    let report = script.run(with(json!({}))).await;
+    assert_eq!(output(&report)["result"], "done");
+    let told = script.told(EventType::LlmDelta);
+    assert!(told.len() > 2 && told.len() <= 8, "four pieces in 600 ms, twice: {told:?}");
+    for turn in [1, 2] {
+        let pieces: Vec<&Value> = told
+            .iter()
+            .filter(|event| event["turn"] == turn)
+            .flat_map(|event| event["pieces"].as_array().expect("pieces"))
+            .collect();
+        assert_eq!(pieces[0], &json!({"type": "begin"}));
+        let text: String = pieces.iter().filter_map(|piece| piece["text"].as_str()).collect();
+        assert_eq!(text, "abcd");
+    }
+    let silent = Script::new().tool("add", echo).model([says("done")]);
+    silent.run(with(json!({}))).await;
+    assert!(silent.requests.borrow()[0].deltas.is_none() && silent.told(EventType::LlmDelta).is_empty());
 }
 
 #[tokio::test(start_paused = true)]

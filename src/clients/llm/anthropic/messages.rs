@@ -18,6 +18,7 @@ pub(super) struct Message<'a> {
 #[serde(untagged)]
 enum Content<'a> {
     Text(&'a str),
+    Blocks(Vec<Value>),
     Raw(&'a RawValue),
     Results(Vec<ResultBlock<'a>>),
 }
@@ -46,6 +47,7 @@ impl<'a> ResultBlock<'a> {
 pub(super) fn message(turn: &Turn) -> Option<Message<'_>> {
     match turn {
         Turn::User(text) => Some(Message { role: "user", content: Content::Text(text) }),
+        Turn::Content(blocks) => Some(Message { role: "user", content: Content::Blocks(content::some_blocks(blocks)) }),
         // The API itself may answer with no content at all, but it does not take that back.
         Turn::Assistant(turn) if turn.raw.get().chars().filter(|c| !c.is_ascii_whitespace()).eq("[]".chars()) => None,
         Turn::Assistant(turn) => Some(Message { role: "assistant", content: Content::Raw(&turn.raw) }),

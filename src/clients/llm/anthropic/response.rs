@@ -119,6 +119,7 @@ fn usage(wire: &WireUsage) -> Usage {
         output_tokens: wire.output_tokens.unwrap_or_default(),
         cache_read_tokens: read,
         cache_write_tokens: written,
+        cost: None,
     }
 }
 
@@ -240,7 +241,13 @@ mod tests {
         let read = read(&json!({"content": [], "stop_reason": "end_turn", "usage": usage})).expect("a message");
         assert_eq!(
             read.usage,
-            Usage { input_tokens: 3210, output_tokens: 7, cache_read_tokens: 3000, cache_write_tokens: 200 }
+            Usage {
+                input_tokens: 3210,
+                output_tokens: 7,
+                cache_read_tokens: 3000,
+                cache_write_tokens: 200,
+                cost: None
+            }
         );
         assert_eq!(read.model, "asked", "a server that names no model answers with the one asked for");
     }
