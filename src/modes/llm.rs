@@ -178,8 +178,8 @@ mod tests {
         };
         let (report, script) = run(json!(["{{ shot }}", {"type": "document", "url": "https://h/{{ id }}.pdf"}])).await;
         assert_eq!(output(&report)["content"], "a cat");
-        let requests = script.requests.borrow();
-        let Turn::Content(blocks) = &*requests[0].turns[0] else { panic!("no blocks") };
+        let first = Arc::clone(&script.requests.borrow()[0].turns[0]);
+        let Turn::Content(blocks) = &*first else { panic!("no blocks") };
         let document = json!({"type": "document", "url": "https://h/x.pdf"});
         let prompt = json!({"type": "text", "text": "What is it?"});
         assert_eq!(blocks, &[json!({"type": "text", "text": "a shot"}), image.clone(), document, prompt]);

@@ -1,0 +1,9 @@
+//! The worker's models against what is not ours: the vendor's own types of requests, and a server that fails as providers
+//! do and judges what its clients make of it. The program itself runs, retries included.
+
+#[path = "models/faults.rs"]
+mod faults;
+#[path = "models/harness.rs"]
+mod harness;
+#[path = "models/requests.rs"]
+mod requests;
