@@ -74,6 +74,41 @@ async fn progress_that_nobody_wants_is_not_told() {
 }
 
 #[tokio::test]
+async fn an_answer_is_told_while_it_is_written_and_priced_when_it_is_there() {
+    const SCRIPT: &str = "
+rules:
+  - match: {prompt: slowly}
+    reply:
+      thinking: one moment
+      text: a letter that takes its time and is told in pieces while it is written
+      pace: 60ms
+      usage: {input_tokens: 1000, output_tokens: 200, cache_read_tokens: 600}
+";
+    let (bed, model) = (Bed::new().await, Model::start(SCRIPT));
+    let prices = "[llm.prices.claude-sonnet-5-5]\ninput = 2\noutput = 10\ncache_read = 0.5\n";
+    let worker = bed.worker_with_model("w1", &model).file(prices).set("events.progress", "llm.delta");
+    let worker = worker.start().ready().await;
+    let config = json!({"llm_config": {"prompt": "slowly", "model": "claude-sonnet-5-5"}});
+    let event = bed.run(&json!({"graph_id": "g", "node_id": "n", "run_id": "r", "inputs": {}, "config": config})).await;
+    let joined = |told: &[Value], kind: &str| -> String {
+        let pieces = told.iter().flat_map(|step| step["data"]["pieces"].as_array().expect("pieces"));
+        pieces.filter(|piece| piece["type"] == kind).filter_map(|piece| piece["text"].as_str()).collect()
+    };
+    let told = eventually("the last piece is written", async || {
+        let told = progress(&bed, "llm.delta").await;
+        (event.output()["content"] == joined(&told, "text")).then_some(told)
+    })
+    .await;
+    assert!(told.len() >= 3, "it took a second or more: {told:?}");
+    assert_eq!((&told[0]["data"]["pieces"][0], &told[0]["data"]["turn"]), (&json!({"type": "begin"}), &json!(1)));
+    assert_eq!(joined(&told, "thinking"), "one moment");
+    assert!(told[0]["timestamp"].as_str() < event["timestamp"].as_str(), "it is told before the end");
+    // 400 at 2, 600 at 0.5 and 200 at 10 dollars a million.
+    assert_eq!(event.output()["usage"]["cost_usd"], 0.0031);
+    assert_eq!(worker.metric("executor_llm_cost_usd_total", &[]).await, 0.0031);
+}
+
+#[tokio::test]
 async fn progress_never_stands_in_the_way_of_a_result() {
     let (bed, model) = (Bed::new().await, Model::start(AGENT));
     let _worker = bed.worker_with_model("w1", &model).start().ready().await;
