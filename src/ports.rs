@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::blob::BlobRef;
@@ -19,7 +20,7 @@ use crate::domain::message::{Completion, Conversation};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
-use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::tool::{Arguments, Progress, ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 
 /// Why an execution must end before its time.
@@ -116,6 +117,9 @@ pub struct LlmRequest {
     pub context: CallContext,
 }
 
+/// Where the progress of a call goes: the last of it, for who looks in time. It never waits and holds no more than one.
+pub type ProgressSender = watch::Sender<Option<Progress>>;
+
 /// One call of a tool.
 #[derive(Debug, Clone)]
 pub struct ToolCall {
@@ -125,6 +129,8 @@ pub struct ToolCall {
     pub arguments: Arc<Arguments>,
     /// Who calls and until when.
     pub context: CallContext,
+    /// Who wants to know how far it has come.
+    pub progress: Option<ProgressSender>,
 }
 
 /// Models.

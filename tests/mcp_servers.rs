@@ -3,6 +3,8 @@
 
 #[path = "mcp/authorization.rs"]
 mod authorization;
+#[path = "mcp/eras.rs"]
+mod eras;
 #[path = "mcp/harness.rs"]
 mod harness;
 #[path = "mcp/hostile_http.rs"]
@@ -25,7 +27,7 @@ async fn the_reference_server_is_understood(config: &McpServerConfig) {
     assert_eq!(session.info().protocol_version, "2025-11-25");
     assert!(!session.info().name.is_empty());
 
-    let tools = session.list_tools().await.expect("the tools");
+    let tools = session.list_tools().await.expect("the tools").tools;
     let sum = tools.iter().find(|tool| tool.name == "get-sum").expect("it adds");
     assert_eq!(sum.input_schema["required"], json!(["a", "b"]));
     assert!(sum.description.is_some());
@@ -63,13 +65,19 @@ async fn the_reference_server_is_understood_over_http() {
     the_reference_server_is_understood(&at(server.url())).await;
 }
 
+#[tokio::test]
+async fn the_reference_server_is_understood_over_the_oldest_transport() {
+    let server = HttpServer::everything_sse(free_port()).await;
+    the_reference_server_is_understood(&at(server.url())).await;
+}
+
 async fn the_python_server_is_understood(config: &McpServerConfig, asks: bool) {
     let session = connect(config).await;
     assert_eq!(session.info().protocol_version, "2025-11-25");
     assert_eq!(session.info().name, "fastmcp-under-test");
     assert_eq!(session.info().instructions.as_deref(), Some("Add numbers."));
 
-    let tools = session.list_tools().await.expect("the tools");
+    let tools = session.list_tools().await.expect("the tools").tools;
     let add = tools.iter().find(|tool| tool.name == "add").expect("it adds");
     assert!(add.hints.read_only && add.hints.idempotent);
     assert_eq!(add.title.as_deref(), Some("Adds"));

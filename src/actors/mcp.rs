@@ -193,7 +193,7 @@ impl Server {
             listed => listed,
         };
         let (listed, hidden): (Vec<_>, Vec<_>) =
-            listed?.into_iter().partition(|tool| allowed(&self.config, &tool.name));
+            listed?.tools.into_iter().partition(|tool| allowed(&self.config, &tool.name));
         let hidden = hidden.into_iter().map(|tool| tool.name).collect();
         let tools: Vec<ToolSpec> = listed.into_iter().map(|tool| self.spec(tool)).collect();
         tracing::debug!(mcp.server = self.name, tools = tools.len(), "discovered tools");

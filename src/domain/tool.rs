@@ -134,6 +134,19 @@ fn single_text(block: &Value) -> Option<&str> {
     (block.get("type")?.as_str()? == "text").then(|| block.get("text")?.as_str())?
 }
 
+/// How far a call has come, as its tool tells.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Progress {
+    /// Grows with each message.
+    pub progress: f64,
+    /// What it grows to, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<f64>,
+    /// What is happening, shortened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
 /// The arguments of a call.
 pub type Arguments = Map<String, Value>;
 

@@ -240,7 +240,8 @@ impl<P: Ports> Execution<'_, P> {
         class: Class,
     ) -> Result<ToolOutput, Failure> {
         let site = CallSite::Tool(call);
-        let call = ToolCall { target: target.clone(), arguments: Arc::new(arguments), context: self.context(site) };
+        let (target_of, arguments, context) = (target.clone(), Arc::new(arguments), self.context(site));
+        let call = ToolCall { target: target_of, arguments, context, progress: None };
         let start = Instant::now();
         let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
         let result = self.step("tool call", site, operation).await;

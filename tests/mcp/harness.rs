@@ -14,7 +14,7 @@ use da_node_executor::domain::ids::{GraphId, NodeId, RunId};
 use da_node_executor::domain::tool::{Arguments, ToolOutput};
 use serde_json::Value;
 
-pub use self::servers::everything;
+pub use self::servers::{everything, reference};
 
 /// The most that anything in a test may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,6 +22,11 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A server by the Python SDK.
 pub fn fastmcp() -> Vec<String> {
     servers::python("mcp/fastmcp_server.py")
+}
+
+/// A server by the Python SDK of the next generation, which speaks both eras.
+pub fn mcpserver() -> Vec<String> {
+    servers::python2("mcp/mcpserver_server.py")
 }
 
 /// A server of ours that breaks the protocol.
@@ -49,12 +54,20 @@ pub fn at(url: impl Into<String>) -> McpServerConfig {
 pub struct HttpServer {
     child: Child,
     port: u16,
+    path: &'static str,
 }
 
 impl HttpServer {
     /// server-everything.
     pub async fn everything(port: u16) -> Self {
         Self::start(everything(), &["streamableHttp"], port).await
+    }
+
+    /// server-everything over the transport of 2024-11-05.
+    pub async fn everything_sse(port: u16) -> Self {
+        let mut server = Self::start(everything(), &["sse"], port).await;
+        server.path = "/sse";
+        server
     }
 
     /// FastMCP, answering by server-sent events.
@@ -67,6 +80,16 @@ impl HttpServer {
         Self::start(fastmcp(), &["http", &port.to_string(), "json"], port).await
     }
 
+    /// MCPServer of the next generation, answering by server-sent events.
+    pub async fn mcpserver(port: u16) -> Self {
+        Self::start(mcpserver(), &["http", &port.to_string()], port).await
+    }
+
+    /// The same, answering by plain JSON.
+    pub async fn mcpserver_json(port: u16) -> Self {
+        Self::start(mcpserver(), &["http", &port.to_string(), "json"], port).await
+    }
+
     async fn start(command: Vec<String>, args: &[&str], port: u16) -> Self {
         let child = Command::new(&command[0])
             .args(&command[1..])
@@ -77,7 +100,7 @@ impl HttpServer {
             .stderr(Stdio::null())
             .spawn()
             .expect("the server starts");
-        let mut server = Self { child, port };
+        let mut server = Self { child, port, path: "/mcp" };
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = server.child.try_wait().expect("the child can be asked");
@@ -89,7 +112,7 @@ impl HttpServer {
 
     /// Its endpoint.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/mcp", self.port)
+        format!("http://127.0.0.1:{}{}", self.port, self.path)
     }
 
     /// Kills it.
@@ -133,6 +156,7 @@ pub fn meta() -> CallMeta {
         idempotency_key: String::from("r-1/0/1/0"),
         traceparent: Some(String::from("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
         deadline: Instant::now() + PATIENCE,
+        progress: None,
     }
 }
 

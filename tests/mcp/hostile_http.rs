@@ -67,8 +67,8 @@ async fn a_stream_that_breaks_off_is_taken_up_after_the_wait_that_was_asked_for(
         .expect(1)
         .mount(&server)
         .await;
-    // The call is the second request of its session.
-    let answer = r#"{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"late"}]}}"#;
+    // After the question for the era and the opening, the call is the third request.
+    let answer = r#"{"jsonrpc":"2.0","id":3,"result":{"content":[{"type":"text","text":"late"}]}}"#;
     Mock::given(method("GET"))
         .and(header("last-event-id", "e-2"))
         .respond_with(events(format!("id: e-3\ndata: {answer}\n\n")))

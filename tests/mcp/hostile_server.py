@@ -127,7 +127,10 @@ for line in sys.stdin.buffer:
         log.flush()
     message = json.loads(line)
     method = message.get("method")
-    if method == "initialize":
+    if method == "server/discover":
+        if mode != "mute":
+            send({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": "what?"}})
+    elif method == "initialize":
         initialize(message)
     elif method == "tools/list":
         list_tools(message)

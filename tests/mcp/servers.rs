@@ -25,3 +25,17 @@ pub fn python(script: &str) -> Vec<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(script);
     vec![text(cached("venv/bin/python")), text(script)]
 }
+
+/// The same, with the Python SDK of the next generation.
+#[allow(dead_code, reason = "not every suite that includes this file uses every server")]
+pub fn python2(script: &str) -> Vec<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(script);
+    vec![text(cached("venv2/bin/python")), text(script)]
+}
+
+/// Another reference server, by its name; over stdio.
+#[allow(dead_code, reason = "not every suite that includes this file uses every server")]
+pub fn reference(name: &str) -> Vec<String> {
+    let script = cached(&format!("node_modules/@modelcontextprotocol/server-{name}/dist/index.js"));
+    vec![String::from("node"), text(script)]
+}

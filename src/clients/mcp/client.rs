@@ -1,9 +1,9 @@
 //! The typed client: opening a session, listing tools, calling one. Generic over the transport and its layers.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jsonrpsee::types::{Id, Request};
@@ -12,19 +12,21 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::era::{self, Dialect, Era, HEADER_MISMATCH};
 use super::error::{McpError, excerpt};
-use super::service::{Flight, McpService};
-use super::wire::{self, CallResult, InitializeResult, ToolsPage};
+use super::inbox::Inbox;
+use super::list::ToolList;
+use super::mirror::{self, Mirrored};
+use super::service::{FlightPlan, McpService};
+use super::wire::{self, CallResult, DiscoverResult, InitializeResult, ToolsPage};
 use crate::domain::ids::{GraphId, NodeId, RunId};
 use crate::domain::tool::{Arguments, ToolHints, ToolOutput};
-use crate::ports::CallContext;
+use crate::ports::{CallContext, ProgressSender};
 
 /// Pages of one tool list.
 const MAX_PAGES: usize = 1_000;
-/// Tools of one server.
-const MAX_TOOLS: usize = 20_000;
-/// Bytes of all pages of one tool list.
-const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
+/// How often a tool may ask for something within one call.
+const MAX_ROUNDS: usize = 10;
 
 /// Who a server says it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +35,9 @@ pub struct ServerInfo {
     pub name: String,
     /// Its version.
     pub version: String,
-    /// The protocol version of the session.
+    /// The era of the protocol that is spoken with it.
+    pub era: Era,
+    /// The protocol version.
     pub protocol_version: String,
     /// How to use it, for a model.
     pub instructions: Option<String>,
@@ -58,7 +62,16 @@ pub struct McpTool {
     pub hints: ToolHints,
 }
 
-/// Who calls a tool and until when. All but the deadline goes to the server in `_meta`.
+/// The tools of a server, each name once.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToolListing {
+    /// The tools.
+    pub tools: Vec<McpTool>,
+    /// For how long the server says that they stay as they are; none where it does not say.
+    pub fresh_for: Option<Duration>,
+}
+
+/// Who calls a tool and until when. What is not about this process goes to the server in `_meta`.
 #[derive(Debug, Clone)]
 pub struct CallMeta {
     /// The graph.
@@ -73,6 +86,8 @@ pub struct CallMeta {
     pub traceparent: Option<String>,
     /// When the node's time is up.
     pub deadline: Instant,
+    /// Who wants to know how far the call has come.
+    pub progress: Option<ProgressSender>,
 }
 
 impl From<&CallContext> for CallMeta {
@@ -84,56 +99,102 @@ impl From<&CallContext> for CallMeta {
             idempotency_key: context.idempotency_key.clone(),
             traceparent: context.traceparent.clone(),
             deadline: context.deadline,
+            progress: None,
         }
     }
 }
 
 impl CallMeta {
     /// As it goes out. Trace context stands without a prefix by an exception of the specification.
-    fn to_wire(&self, progress_token: u64) -> Value {
-        let mut meta = json!({
-            "progressToken": progress_token,
-            "da-node-executor/graphId": self.graph_id.as_str(),
-            "da-node-executor/nodeId": self.node_id.as_str(),
-            "da-node-executor/runId": self.run_id.as_str(),
-            "da-node-executor/idempotencyKey": self.idempotency_key,
-        });
+    fn add_to(&self, meta: &mut Map<String, Value>, progress_token: u64) {
+        let mut add = |key: &str, value: Value| meta.insert(key.to_owned(), value);
+        add("progressToken", Value::from(progress_token));
+        add("da-node-executor/graphId", Value::from(self.graph_id.as_str()));
+        add("da-node-executor/nodeId", Value::from(self.node_id.as_str()));
+        add("da-node-executor/runId", Value::from(self.run_id.as_str()));
+        add("da-node-executor/idempotencyKey", Value::from(self.idempotency_key.as_str()));
         if let Some(traceparent) = &self.traceparent {
-            meta["traceparent"] = Value::from(traceparent.as_str());
+            add("traceparent", Value::from(traceparent.as_str()));
         }
-        meta
     }
+}
+
+/// How long a call may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CallLimits {
+    /// How long the server may be silent.
+    pub(super) silence: Duration,
+    /// How long it may take in all.
+    pub(super) longest: Duration,
 }
 
 /// The client of one server.
 pub(super) struct Client<S> {
     service: S,
-    server: Arc<str>,
+    inbox: Arc<Inbox>,
+    dialect: Dialect,
+    /// Whether arguments that tools mark are repeated in headers: over HTTP in the modern era.
+    mirrors: bool,
     next_id: AtomicU64,
+    /// The marks of the tools that have any, as last listed.
+    marks: RwLock<HashMap<String, Arc<[Mirrored]>>>,
+}
+
+/// The parameters of a call.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CallParams<'a> {
+    name: &'a str,
+    arguments: &'a Arguments,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_responses: Option<&'a Map<String, Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_state: Option<&'a str>,
+    #[serde(rename = "_meta")]
+    meta: Map<String, Value>,
 }
 
 impl<S: McpService> Client<S> {
-    /// Over `service`, which speaks to `server`.
-    pub(super) fn new(service: S, server: Arc<str>) -> Self {
-        Self { service, server, next_id: AtomicU64::new(1) }
+    /// Over `service`; it does not know yet what its server speaks.
+    pub(super) fn new(service: S, inbox: Arc<Inbox>) -> Self {
+        let (next_id, marks) = (AtomicU64::new(1), RwLock::default());
+        Self { service, inbox, dialect: Dialect::Legacy, mirrors: false, next_id, marks }
+    }
+
+    /// From now on requests are made up like this; `http` is for requests that have headers.
+    pub(super) fn speak(&mut self, dialect: Dialect, http: bool) {
+        self.dialect = dialect;
+        self.mirrors = http && dialect.era() == Era::Modern;
+    }
+
+    /// Asks a modern server what it is. None of the answer where the server is not modern after all.
+    pub(super) async fn discover(&self, plan: FlightPlan) -> Result<DiscoverResult, McpError> {
+        let params = json!({"_meta": self.meta()});
+        let result: DiscoverResult = self.request(self.id(), wire::DISCOVER, &params, plan).await?.1;
+        match result.result_type.is_some() || result.supported_versions.is_some() {
+            true => Ok(result),
+            false => Err(self.broken("its answer to `server/discover` is none")),
+        }
     }
 
     /// The first half of opening a session. The transport learns the version before [`Self::initialized`] is sent.
-    pub(super) async fn initialize(&self, limit: Duration) -> Result<ServerInfo, McpError> {
+    pub(super) async fn initialize(&self, version: &str, limit: Duration) -> Result<ServerInfo, McpError> {
         let params = json!({
-            "protocolVersion": wire::VERSION,
-            "capabilities": {},
-            "clientInfo": {"name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION")},
+            "protocolVersion": version,
+            "capabilities": self.capabilities(),
+            "clientInfo": era::client_info(),
         });
-        let flight = Flight::plain(wire::INITIALIZE, limit);
-        let result: InitializeResult = self.request(self.id(), wire::INITIALIZE, &params, flight).await?.1;
-        if !wire::VERSIONS.contains(&result.protocol_version.as_str()) {
+        // The protocol forbids to cancel it.
+        let plan = FlightPlan { cancellable: false, ..FlightPlan::plain(wire::INITIALIZE, limit) };
+        let result: InitializeResult = self.request(self.id(), wire::INITIALIZE, &params, plan).await?.1;
+        if era::legacy(&result.protocol_version).is_none() {
             let version = excerpt(&result.protocol_version);
-            return Err(McpError::UnsupportedVersion { server: Arc::clone(&self.server), version });
+            return Err(McpError::UnsupportedVersion { server: Arc::clone(self.server()), version });
         }
         Ok(ServerInfo {
             name: result.server_info.name,
             version: result.server_info.version,
+            era: Era::Legacy,
             protocol_version: result.protocol_version,
             instructions: result.instructions,
             tells_changes: result.capabilities.tools.is_some_and(|tools| tools.list_changed),
@@ -145,62 +206,145 @@ impl<S: McpService> Client<S> {
         self.service.notification(wire::notification("notifications/initialized")).await
     }
 
-    /// All tools, page by page; `limit` is for all of them together.
-    pub(super) async fn list_tools(&self, limit: Duration) -> Result<Vec<McpTool>, McpError> {
-        let deadline = Instant::now() + limit;
-        let mut list = ToolList::default();
-        let mut cursor: Option<String> = None;
-        let mut cursors = HashSet::new();
-        for _ in 0..MAX_PAGES {
-            let params = match &cursor {
-                Some(cursor) => json!({"cursor": cursor}),
-                None => json!({}),
-            };
-            let flight = Flight::plain("tools/list", deadline.saturating_duration_since(Instant::now()));
-            let (size, page): (usize, ToolsPage) = match self.request(self.id(), "tools/list", &params, flight).await {
-                // A server without tools need not know the method.
-                Err(McpError::Rpc { code: wire::METHOD_NOT_FOUND, .. }) if cursor.is_none() => return Ok(Vec::new()),
-                page => page?,
-            };
-            list.add(&self.server, size, page.tools)?;
-            let Some(next) = page.next_cursor else { return Ok(list.tools) };
-            if !cursors.insert(next.clone()) {
-                return Err(self.broken("its tool list runs in a circle"));
-            }
-            cursor = Some(next);
-        }
-        Err(self.too_large("the number of pages of the tool list", MAX_PAGES))
+    /// Listens for changes of the tools, for as long as the server tells them.
+    pub(super) async fn listen(&self) -> Result<(), McpError> {
+        let params = json!({"notifications": {"toolsListChanged": true}, "_meta": self.meta()});
+        let plan = FlightPlan::plain(wire::LISTEN, Duration::MAX);
+        self.request::<Value>(self.id(), wire::LISTEN, &params, plan).await.map(|_| ())
     }
 
-    /// One call; `limit` is the most it may take, the node's deadline may be earlier.
+    /// All tools, page by page; `limit` is for all of them together.
+    pub(super) async fn list_tools(&self, limit: Duration) -> Result<ToolListing, McpError> {
+        let deadline = Instant::now() + limit;
+        match self.list_pages(deadline).await {
+            // The list changed while it was read, and the place to go on from is no longer in it.
+            Err((McpError::Rpc { code: wire::INVALID_PARAMS, .. }, true)) => self.list_pages(deadline).await,
+            listed => listed,
+        }
+        .map_err(|(error, _)| error)
+    }
+
+    /// The flag of an error says that it was about a further page.
+    async fn list_pages(&self, deadline: Instant) -> Result<ToolListing, (McpError, bool)> {
+        let mut list = ToolList::new(Arc::clone(self.server()), self.mirrors);
+        let mut cursor: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let mut params = Map::new();
+            if let Some(cursor) = &cursor {
+                params.insert(String::from("cursor"), Value::from(cursor.as_str()));
+            }
+            if self.dialect.era() == Era::Modern {
+                params.insert(String::from("_meta"), self.meta().into());
+            }
+            let plan = FlightPlan::plain("tools/list", deadline.saturating_duration_since(Instant::now()));
+            let (size, page): (usize, ToolsPage) = match self.request(self.id(), "tools/list", &params, plan).await {
+                // A server without tools need not know the method.
+                Err(McpError::Rpc { code: wire::METHOD_NOT_FOUND, .. }) if cursor.is_none() => {
+                    return Ok(ToolListing::default());
+                }
+                page => page.map_err(|error| (error, cursor.is_some()))?,
+            };
+            cursor = list.add(size, page).map_err(|error| (error, false))?;
+            if cursor.is_none() {
+                let (listing, marks) = list.done();
+                *self.marks.write().unwrap_or_else(PoisonError::into_inner) = marks;
+                return Ok(listing);
+            }
+        }
+        Err((self.too_large("the number of pages of the tool list", MAX_PAGES), false))
+    }
+
+    /// One call, with what the tool asks for in its course. The node's deadline may be earlier than the limits.
     pub(super) async fn call_tool(
         &self,
         name: &str,
         arguments: &Arguments,
         meta: &CallMeta,
-        limit: Duration,
+        limits: CallLimits,
     ) -> Result<ToolOutput, McpError> {
-        #[derive(Serialize)]
-        struct Params<'a> {
-            name: &'a str,
-            arguments: &'a Arguments,
-            _meta: Value,
+        let mut again = false;
+        let mut answers: Option<Map<String, Value>> = None;
+        let mut state: Option<String> = None;
+        for _ in 0..MAX_ROUNDS {
+            let id = self.id();
+            let longest = limits.longest.min(meta.deadline.saturating_duration_since(Instant::now()));
+            let mut plan = FlightPlan::tool(name, limits.silence, longest);
+            plan.progress = meta.progress.clone();
+            if self.mirrors {
+                plan.mirrored = mirror::headers(&self.marks_of(name), arguments);
+            }
+            let mut params = CallParams {
+                name,
+                arguments,
+                input_responses: answers.as_ref(),
+                request_state: state.as_deref(),
+                meta: self.meta(),
+            };
+            meta.add_to(&mut params.meta, id);
+            let result: CallResult = match self.request(id, wire::CALL, &params, plan).await {
+                // The server refused it before it ran: what the tool marks has changed, or was never known here.
+                Err(McpError::Rpc { code: HEADER_MISMATCH, .. }) if self.mirrors && !again => {
+                    again = true;
+                    self.list_tools(longest).await?;
+                    continue;
+                }
+                result => result?.1,
+            };
+            match result.result_type.as_deref() {
+                None | Some("complete") => {
+                    return Ok(ToolOutput {
+                        content: result.content,
+                        structured: result.structured_content,
+                        is_error: result.is_error.unwrap_or(false),
+                    });
+                }
+                Some("input_required") => {
+                    answers = self.answers_to(name, result.input_requests.as_ref()).await?;
+                    state = result.request_state;
+                    if answers.is_none() && state.is_none() {
+                        return Err(self.broken("it asks for input without a question"));
+                    }
+                }
+                Some(other) => {
+                    return Err(self.broken(&format!("the result of a call is of the unknown type `{other}`")));
+                }
+            }
         }
-        let id = self.id();
-        let flight = Flight::tool(name, limit.min(meta.deadline.saturating_duration_since(Instant::now())));
-        let params = Params { name, arguments, _meta: meta.to_wire(id) };
-        let result: Map<String, Value> = self.request(id, "tools/call", &params, flight).await?.1;
-        // What another era would ask for in between is no result; it was not offered, so it is not answered.
-        if !matches!(result.get("resultType").and_then(Value::as_str), None | Some("complete")) {
-            return Err(self.broken("it answered a call with something else than a result"));
+        Err(self.input_required(name, &format!("it asked {MAX_ROUNDS} times")))
+    }
+
+    /// The answers to what a tool asks; none if it asks nothing and only wants to be called again.
+    async fn answers_to(
+        &self,
+        tool: &str,
+        requests: Option<&Map<String, Value>>,
+    ) -> Result<Option<Map<String, Value>>, McpError> {
+        let Some(requests) = requests else { return Ok(None) };
+        let mut answers = Map::new();
+        for (key, request) in requests {
+            let method = request.get("method").and_then(Value::as_str).unwrap_or_default();
+            let params = request.get("params").unwrap_or(&Value::Null);
+            let answer = match self.inbox.answers() {
+                Some(answers) => answers.answer(method, params).await,
+                None => None,
+            };
+            let Some(answer) = answer else {
+                let message = params.get("message").and_then(Value::as_str).unwrap_or_default();
+                return Err(self.input_required(tool, &format!("`{method}` {message}")));
+            };
+            answers.insert(key.clone(), answer);
         }
-        let result: CallResult = serde_json::from_value(Value::Object(result))
-            .map_err(|error| self.broken(&format!("the result of a call cannot be read: {error}")))?;
-        Ok(ToolOutput {
-            content: result.content,
-            structured: result.structured_content,
-            is_error: result.is_error.unwrap_or(false),
-        })
+        Ok(Some(answers))
+    }
+
+    fn input_required(&self, tool: &str, asked: &str) -> McpError {
+        let what = FlightPlan::tool(tool, Duration::ZERO, Duration::ZERO).what;
+        McpError::InputRequired { server: Arc::clone(self.server()), what, asked: excerpt(asked) }
+    }
+
+    fn marks_of(&self, tool: &str) -> Arc<[Mirrored]> {
+        let marks = self.marks.read().unwrap_or_else(PoisonError::into_inner);
+        marks.get(tool).cloned().unwrap_or_default()
     }
 
     /// One request and its answer, with the answer's size.
@@ -209,7 +353,7 @@ impl<S: McpService> Client<S> {
         id: u64,
         method: &'static str,
         params: &impl Serialize,
-        flight: Flight,
+        mut plan: FlightPlan,
     ) -> Result<(usize, R), McpError> {
         let mut request: Request<'static> = Request {
             jsonrpc: jsonrpsee::types::TwoPointZero,
@@ -218,6 +362,13 @@ impl<S: McpService> Client<S> {
             params: Some(Cow::Owned(wire::params(params))),
             extensions: Default::default(),
         };
+        plan.dialect = self.dialect;
+        if self.mirrors {
+            // Closing the stream of the answer is the cancellation.
+            plan.cancellable = false;
+        }
+        let flight = plan.start();
+        let _watched = flight.plan().effect.then(|| self.inbox.watch(id, &flight));
         request.extensions.insert(flight);
         let answer: Box<RawValue> = self.service.call(request).await?;
         let result = serde_json::from_str(answer.get())
@@ -225,66 +376,28 @@ impl<S: McpService> Client<S> {
         Ok((answer.get().len(), result))
     }
 
+    /// What every request of this dialect says of us.
+    fn meta(&self) -> Map<String, Value> {
+        self.dialect.meta(&self.capabilities())
+    }
+
+    fn capabilities(&self) -> Value {
+        self.inbox.answers().map_or_else(|| json!({}), |answers| answers.capabilities())
+    }
+
+    fn server(&self) -> &Arc<str> {
+        self.inbox.server()
+    }
+
     fn id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     fn broken(&self, problem: &str) -> McpError {
-        McpError::Protocol { server: Arc::clone(&self.server), problem: excerpt(problem) }
+        McpError::Protocol { server: Arc::clone(self.server()), problem: excerpt(problem) }
     }
 
     fn too_large(&self, what: &'static str, limit: usize) -> McpError {
-        McpError::TooLarge { server: Arc::clone(&self.server), what, limit }
+        McpError::TooLarge { server: Arc::clone(self.server()), what, limit }
     }
-}
-
-/// The tools of the pages so far.
-#[derive(Default)]
-struct ToolList {
-    tools: Vec<McpTool>,
-    names: HashSet<String>,
-    bytes: usize,
-}
-
-impl ToolList {
-    fn add(&mut self, server: &Arc<str>, size: usize, page: Vec<Value>) -> Result<(), McpError> {
-        self.bytes += size;
-        let too_large = |what, limit| Err(McpError::TooLarge { server: Arc::clone(server), what, limit });
-        if self.bytes > MAX_LIST_BYTES {
-            return too_large("the tool list", MAX_LIST_BYTES);
-        }
-        if self.tools.len() + page.len() > MAX_TOOLS {
-            return too_large("the number of tools", MAX_TOOLS);
-        }
-        for tool in page {
-            match read_tool(tool) {
-                Some(tool) if self.names.insert(tool.name.clone()) => self.tools.push(tool),
-                Some(tool) => {
-                    tracing::warn!(mcp.server = %server, tool = %excerpt(&tool.name), "tool listed twice, the first is used");
-                }
-                None => tracing::warn!(mcp.server = %server, "tool left out: its description cannot be read"),
-            }
-        }
-        Ok(())
-    }
-}
-
-fn read_tool(tool: Value) -> Option<McpTool> {
-    let tool: wire::Tool = serde_json::from_value(tool).ok()?;
-    let input_schema = tool.input_schema.unwrap_or_else(|| json!({"type": "object"}));
-    if tool.name.is_empty() || !input_schema.is_object() {
-        return None;
-    }
-    let annotations = tool.annotations.unwrap_or_default();
-    Some(McpTool {
-        name: tool.name,
-        title: tool.title.or(annotations.title),
-        description: tool.description,
-        input_schema: Arc::new(input_schema),
-        output_schema: tool.output_schema.map(Arc::new),
-        hints: ToolHints {
-            read_only: annotations.read_only_hint.unwrap_or(false),
-            idempotent: annotations.idempotent_hint.unwrap_or(false),
-        },
-    })
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
+use super::era::{HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION};
+use super::wire::INVALID_PARAMS;
 use crate::domain::outcome::{Category, Failure};
 use crate::retry::Retry;
 
-/// JSON-RPC: the parameters do not fit.
-const INVALID_PARAMS: i64 = -32602;
 /// JSON-RPC: the server failed while it worked on the request.
 const INTERNAL_ERROR: i64 = -32603;
 
@@ -89,6 +89,26 @@ pub enum McpError {
         code: i64,
         /// What the server said, shortened.
         message: String,
+        /// The HTTP status it came with, where that was no success.
+        status: Option<u16>,
+    },
+    /// The server refused the version of the request.
+    #[error("the MCP server `{server}` speaks only the protocol versions {}", listed(.supported))]
+    VersionRefused {
+        /// The server.
+        server: Arc<str>,
+        /// The versions that it speaks, as it says.
+        supported: Vec<String>,
+    },
+    /// A tool wants to know something that nobody here can tell.
+    #[error("{what} of the MCP server `{server}` asks for input that this worker cannot give: {asked}")]
+    InputRequired {
+        /// The server.
+        server: Arc<str>,
+        /// The tool.
+        what: String,
+        /// What it asks for, shortened.
+        asked: String,
     },
     /// The server no longer knows our session; a new one must be opened.
     #[error("the MCP server `{server}` lost our session{}", outcome(*.may_have_run))]
@@ -135,11 +155,12 @@ impl McpError {
             | Self::TimedOut { may_have_run, .. }
             | Self::SessionLost { may_have_run, .. } => *may_have_run,
             // The server had the request and answered something that cannot be read.
-            Self::Protocol { .. } | Self::TooLarge { .. } => true,
+            Self::Protocol { .. } | Self::TooLarge { .. } | Self::InputRequired { .. } => true,
             Self::Rpc { code, .. } => !rejected_before_it_ran(*code),
             Self::Misconfigured { .. }
             | Self::Spawn { .. }
             | Self::Connect { .. }
+            | Self::VersionRefused { .. }
             | Self::UnsupportedVersion { .. } => false,
         }
     }
@@ -163,6 +184,8 @@ impl McpError {
             | Self::Spawn { .. }
             | Self::Misconfigured { .. }
             | Self::UnsupportedVersion { .. }
+            | Self::VersionRefused { .. }
+            | Self::InputRequired { .. }
             | Self::Protocol { .. }
             | Self::TooLarge { .. } => Retry::Never,
         }
@@ -184,6 +207,8 @@ impl McpError {
             Self::Misconfigured { .. }
             | Self::Spawn { .. }
             | Self::UnsupportedVersion { .. }
+            | Self::VersionRefused { .. }
+            | Self::Rpc { code: MISSING_CAPABILITY, .. }
             | Self::Http { status: 401 | 403, .. } => Category::Configuration,
             Self::Rpc { code: INVALID_PARAMS, .. } => Category::Validation,
             Self::Rpc { .. }
@@ -192,6 +217,7 @@ impl McpError {
             | Self::Closed { .. }
             | Self::TimedOut { .. }
             | Self::SessionLost { .. }
+            | Self::InputRequired { .. }
             | Self::Protocol { .. }
             | Self::TooLarge { .. } => Category::Permanent,
         }
@@ -207,9 +233,11 @@ impl McpError {
             Self::Http { .. } => "mcp_http_error",
             Self::Closed { .. } => "mcp_connection_closed",
             Self::TimedOut { .. } => "mcp_timeout",
+            Self::Rpc { code: MISSING_CAPABILITY, .. } => "mcp_missing_capability",
             Self::Rpc { .. } => "mcp_error",
+            Self::InputRequired { .. } => "mcp_input_required",
             Self::SessionLost { .. } => "mcp_session_lost",
-            Self::UnsupportedVersion { .. } => "mcp_unsupported_version",
+            Self::UnsupportedVersion { .. } | Self::VersionRefused { .. } => "mcp_unsupported_version",
             Self::Protocol { .. } => "mcp_protocol_error",
             Self::TooLarge { .. } => "mcp_too_large",
         }
@@ -223,9 +251,14 @@ impl From<McpError> for Failure {
 }
 
 /// JSON-RPC reserves these codes for requests that were never carried out: not JSON, no request, no such method,
-/// parameters that do not fit. Every other code may come from the middle of the work.
+/// parameters that do not fit; and MCP those for headers, capabilities and versions. Every other code may come from the
+/// middle of the work.
 fn rejected_before_it_ran(code: i64) -> bool {
-    matches!(code, -32700 | -32602..=-32600)
+    matches!(code, -32700 | -32602..=-32600 | UNSUPPORTED_VERSION..=HEADER_MISMATCH)
+}
+
+fn listed(versions: &[String]) -> String {
+    if versions.is_empty() { String::from("that it does not name") } else { excerpt(&versions.join(", ")) }
 }
 
 fn detail(text: &str) -> String {
@@ -309,7 +342,7 @@ mod tests {
 
     #[test]
     fn an_error_of_the_protocol_layer_means_that_nothing_ran() {
-        let rpc = |code| McpError::Rpc { server: server(), code, message: String::new() };
+        let rpc = |code| McpError::Rpc { server: server(), code, message: String::new(), status: None };
         assert!(!rpc(-32602).may_have_run());
         assert!(rpc(-32603).may_have_run());
         assert!(rpc(7).may_have_run());

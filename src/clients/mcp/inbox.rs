@@ -1,33 +1,73 @@
 //! What a server sends unasked, the same for every transport: notifications, and requests that we answer or decline.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
+
+use super::error::excerpt;
+use super::input::AnswerInput;
+use super::service::Flight;
+use super::wire::ProgressNote;
+use crate::domain::tool::Progress;
 
 /// The receiving side of one session.
 pub(super) struct Inbox {
     server: Arc<str>,
+    answers: Option<Arc<dyn AnswerInput>>,
     tools_changed: AtomicU64,
     noise: AtomicU64,
     closed: CancellationToken,
+    /// The requests under way whose progress counts.
+    flights: Mutex<HashMap<u64, Flight>>,
+}
+
+/// Takes a request off the list of those whose progress counts.
+pub(super) struct Watched {
+    inbox: Arc<Inbox>,
+    id: u64,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.inbox.flights().remove(&self.id);
+    }
 }
 
 impl Inbox {
     /// Of a session with `server`.
-    pub(super) fn new(server: Arc<str>) -> Arc<Self> {
+    pub(super) fn new(server: Arc<str>, answers: Option<Arc<dyn AnswerInput>>) -> Arc<Self> {
         Arc::new(Self {
             server,
+            answers,
             tools_changed: AtomicU64::new(0),
             noise: AtomicU64::new(0),
             closed: CancellationToken::new(),
+            flights: Mutex::default(),
         })
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<u64, Flight>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Progress of this request counts until the value is dropped.
+    pub(super) fn watch(self: &Arc<Self>, id: u64, flight: &Flight) -> Watched {
+        self.flights().insert(id, flight.clone());
+        Watched { inbox: Arc::clone(self), id }
     }
 
     /// The server's name in the configuration.
     pub(super) fn server(&self) -> &Arc<str> {
         &self.server
+    }
+
+    /// Who answers what the server asks.
+    pub(super) fn answers(&self) -> Option<&Arc<dyn AnswerInput>> {
+        self.answers.as_ref()
     }
 
     /// Fires once the session is of no more use.
@@ -40,19 +80,44 @@ impl Inbox {
         self.tools_changed.load(Ordering::Acquire)
     }
 
+    /// The tools may have changed.
+    pub(super) fn change_tools(&self) {
+        self.tools_changed.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A notification came.
-    pub(super) fn notification(&self, method: &str) {
-        if method == "notifications/tools/list_changed" {
-            self.tools_changed.fetch_add(1, Ordering::AcqRel);
-            tracing::debug!(mcp.server = %self.server, "tools changed");
+    pub(super) fn notification(&self, method: &str, progress: Option<ProgressNote>) {
+        match (method, progress) {
+            ("notifications/tools/list_changed", _) => {
+                self.change_tools();
+                tracing::debug!(mcp.server = %self.server, "tools changed");
+            }
+            // Until now a change was not told, so there may have been one.
+            ("notifications/subscriptions/acknowledged", _) => self.change_tools(),
+            (_, Some(note)) => {
+                let flight = self.flights().get(&note.progress_token).cloned();
+                if let Some(flight) = flight {
+                    let message = note.message.as_deref().map(excerpt);
+                    flight.progressed(Progress { progress: note.progress, total: note.total, message });
+                }
+            }
+            (_, None) => {}
         }
     }
 
-    /// The answer to a request of the server: `ping` gets its pong, everything else is declined, as we offered nothing.
-    pub(super) fn answer(&self, id: &RawValue, method: &str) -> String {
-        match method {
-            "ping" => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#),
-            _ => {
+    /// The answer to a request of the server: `ping` gets its pong, what somebody here can answer gets that, everything
+    /// else is declined, as it was not offered.
+    pub(super) async fn answer(&self, id: &RawValue, method: &str, params: &Value) -> String {
+        if method == "ping" {
+            return format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+        }
+        let answer = match &self.answers {
+            Some(answers) => answers.answer(method, params).await,
+            None => None,
+        };
+        match answer {
+            Some(result) => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#),
+            None => {
                 tracing::debug!(mcp.server = %self.server, "request of the server declined");
                 format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"Method not found"}}}}"#)
             }

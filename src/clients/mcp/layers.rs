@@ -1,4 +1,4 @@
-//! Layers between the typed client and a transport: the limit of a request, and telling the server that we gave up.
+//! Layers between the typed client and a transport: the limits of a request, and telling the server that we gave up.
 
 use std::future::{Future, ready};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use jsonrpsee::core::middleware::{Batch, Notification, RpcServiceT};
 use jsonrpsee::types::{Id, Request};
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 
 use super::error::McpError;
 use super::service::{Flight, McpService, NoBatches};
@@ -16,7 +16,19 @@ use super::wire;
 /// How long telling a server that we gave up may take.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Ends a request at its limit by dropping it.
+/// Waits until a request has had its time; returns the limit that it reached.
+async fn out_of_time(flight: &Flight) -> Duration {
+    loop {
+        let Some((end, limit)) = flight.ends() else { return std::future::pending().await };
+        sleep_until(end).await;
+        // Signs of life that came meanwhile have moved the end.
+        if flight.ends().is_some_and(|(now, _)| now <= end) {
+            return limit;
+        }
+    }
+}
+
+/// Ends a request at its limits by dropping it.
 #[derive(Clone)]
 pub(super) struct Deadline<S> {
     service: S,
@@ -40,12 +52,13 @@ impl<S: McpService> RpcServiceT for Deadline<S> {
         let server = Arc::clone(&self.server);
         let call = self.service.call(request);
         async move {
-            match timeout(flight.limit(), call).await {
-                Ok(answer) => answer,
-                Err(_) => Err(McpError::TimedOut {
+            tokio::select! {
+                biased;
+                answer = call => answer,
+                limit = out_of_time(&flight) => Err(McpError::TimedOut {
                     server,
-                    what: flight.what().to_owned(),
-                    limit: flight.limit(),
+                    what: flight.plan().what.clone(),
+                    limit,
                     may_have_run: flight.may_have_run(),
                 }),
             }
@@ -80,12 +93,12 @@ impl<S: McpService> RpcServiceT for CancelOnDrop<S> {
     type BatchResponse = NoBatches;
 
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = Self::MethodResponse> + Send + 'a {
-        // The protocol forbids to cancel `initialize`.
+        let flight = Flight::of(&request);
         let id = match &request.id {
-            Id::Number(id) if request.method != wire::INITIALIZE => Some(*id),
+            Id::Number(id) if flight.plan().cancellable => Some(*id),
             _ => None,
         };
-        let pending = Pending { service: self.service.clone(), id, flight: Flight::of(&request) };
+        let pending = Pending { service: self.service.clone(), id, flight };
         let call = self.service.call(request);
         async move {
             // As a whole: a closure over one field would leave the guard behind.

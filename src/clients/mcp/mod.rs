@@ -2,7 +2,7 @@
 //! Reconnecting, retrying and remembering a server's tools are not here: a session that is lost says so and stays lost.
 //!
 //! ```text
-//!  Session ─► Client (initialize, tools/list, tools/call) ─► Deadline ─► CancelOnDrop ─► HttpService | StdioService
+//!  Session ─► Client (discover or initialize, list, call) ─► Deadline ─► CancelOnDrop ─► Http | OldSse | StdioService
 //! ```
 //!
 //! Every arrow is jsonrpsee's `RpcServiceT`, so a layer or another transport is one more implementation of that trait.
@@ -11,19 +11,27 @@ pub mod auth;
 mod child;
 mod client;
 mod endpoint;
+mod era;
 mod error;
 mod http;
 mod inbox;
+mod input;
 mod layers;
+mod list;
+mod mirror;
+mod open;
+mod pending;
 mod service;
 mod session;
 mod sse;
 mod stdio;
 mod wire;
 
-pub use client::{CallMeta, McpTool, ServerInfo};
+pub use client::{CallMeta, McpTool, ServerInfo, ToolListing};
 pub use endpoint::Endpoint;
+pub use era::Era;
 pub use error::McpError;
+pub use input::AnswerInput;
 pub use session::Session;
 
 /// Bytes of one message that are read or sent; more is refused while it is read, before it is held.

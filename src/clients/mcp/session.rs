@@ -2,98 +2,77 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::Either;
 use jsonrpsee::core::middleware::{Batch, Notification, RpcServiceBuilder, RpcServiceT};
 use jsonrpsee::types::Request;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
-use super::client::{CallMeta, Client, McpTool, ServerInfo};
+use super::client::{CallLimits, CallMeta, Client, ServerInfo, ToolListing};
 use super::endpoint::Endpoint;
+use super::era::{Era, Verdict};
 use super::error::McpError;
-use super::http::HttpService;
+use super::http::{HttpService, OldSseService};
 use super::inbox::Inbox;
 use super::layers::{CancelOnDrop, Deadline};
+use super::open::Line;
 use super::service::NoBatches;
 use super::stdio::StdioService;
 use crate::config::McpServerConfig;
 use crate::domain::tool::{Arguments, ToolOutput};
+use crate::retry::{Retry, backoff};
 
-/// One initialised session. Share it by `Arc`: calls run side by side, each ends by its answer, its limit or its drop.
+/// How long we wait before we ask again to be told of changes: at first, and at most.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+const LISTEN_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// One open session. Share it by `Arc`: calls run side by side, each ends by its answer, its limit or its drop. In the
+/// modern era the server knows nothing of it: it is what we agreed on with ourselves.
 ///
 /// Dropping the session kills the process group of a child at once; [`Session::close`] lets it end in order.
 pub struct Session {
-    client: Client<Deadline<CancelOnDrop<Transport>>>,
+    client: Arc<Client<Layered>>,
     transport: Transport,
     inbox: Arc<Inbox>,
     info: ServerInfo,
-    call_limit: Duration,
+    call_limits: CallLimits,
     list_limit: Duration,
 }
 
 impl Session {
-    /// Connects and initialises within the server's `connect_timeout`.
+    /// Connects within the server's `connect_timeout`, and forgets about the server afterwards.
     pub async fn connect(name: &str, config: &McpServerConfig) -> Result<Self, McpError> {
-        Self::connect_to(&Endpoint::new(name, config.clone())).await
+        Endpoint::new(name, config.clone()).connect().await
     }
 
-    /// Connects to an endpoint.
-    pub(super) async fn connect_to(endpoint: &Endpoint) -> Result<Self, McpError> {
-        let limit = endpoint.config.connect_timeout;
-        match timeout(limit, Self::open(endpoint)).await {
-            Ok(session) => session,
-            Err(_) => Err(McpError::TimedOut {
-                server: Arc::clone(&endpoint.server),
-                what: String::from("the opening of a session"),
-                limit,
-                may_have_run: false,
-            }),
+    /// A session that has just been opened; starts to listen to what the server tells unasked.
+    pub(super) fn new(line: Line, info: ServerInfo, config: &McpServerConfig) -> Self {
+        let Line { transport, client, inbox } = line;
+        let client = Arc::new(client);
+        match info.era {
+            Era::Legacy => transport.listen(),
+            Era::Modern if info.tells_changes => {
+                let (client, closed) = (Arc::clone(&client), inbox.closed().clone());
+                tokio::spawn(async move { closed.run_until_cancelled(listen(&client)).await });
+            }
+            Era::Modern => {}
         }
-    }
-
-    async fn open(endpoint: &Endpoint) -> Result<Self, McpError> {
-        let (server, config) = (Arc::clone(&endpoint.server), &endpoint.config);
-        let inbox = Inbox::new(Arc::clone(&server));
-        let transport = match (&config.url, &config.command) {
-            (Some(url), None) => {
-                Transport::Http(HttpService::new(url, config, endpoint.authorize.clone(), Arc::clone(&inbox))?)
-            }
-            (None, Some(program)) => Transport::Stdio(StdioService::spawn(program, config, Arc::clone(&inbox))?),
-            (Some(_), Some(_)) | (None, None) => {
-                let problem = String::from("set either `url` or `command`");
-                return Err(McpError::Misconfigured { server, problem });
-            }
-        };
-        let service = RpcServiceBuilder::new()
-            .layer_fn(|service| Deadline::new(service, Arc::clone(&server)))
-            .layer_fn(CancelOnDrop::new)
-            .service(transport.clone());
-        let client = Client::new(service, Arc::clone(&server));
-        let started = Instant::now();
-        let info = client.initialize(config.connect_timeout).await?;
-        transport.negotiated(&info);
-        client.initialized().await?;
-        transport.listen();
-        tracing::debug!(
-            mcp.server = %server,
-            mcp.version = %info.protocol_version,
-            elapsed_ms = started.elapsed().as_millis() as u64,
-            "session opened"
-        );
-        Ok(Self { client, transport, inbox, info, call_limit: config.timeout, list_limit: config.connect_timeout })
+        let call_limits = CallLimits { silence: config.timeout, longest: config.timeout };
+        Self { client, transport, inbox, info, call_limits, list_limit: config.connect_timeout }
     }
 
     /// All tools of the server, each name once, within the server's `connect_timeout`.
-    pub async fn list_tools(&self) -> Result<Vec<McpTool>, McpError> {
-        self.client.list_tools(self.list_limit).await
+    pub async fn list_tools(&self) -> Result<ToolListing, McpError> {
+        self.client.list_tools(self.list_limit).await.map_err(|error| self.reconsidered(error))
     }
 
-    /// Calls a tool within the server's `timeout` and the node's deadline. Dropping the future cancels the call, and
+    /// Calls a tool within the server's limits and the node's deadline. Dropping the future cancels the call, and
     /// the server is told.
     pub async fn call_tool(&self, name: &str, arguments: &Arguments, meta: CallMeta) -> Result<ToolOutput, McpError> {
-        self.client.call_tool(name, arguments, &meta, self.call_limit).await
+        let called = self.client.call_tool(name, arguments, &meta, self.call_limits).await;
+        called.map_err(|error| self.reconsidered(error))
     }
 
     /// Who the server says it is.
@@ -121,6 +100,23 @@ impl Session {
     pub async fn close(&self) {
         self.transport.close().await;
     }
+
+    /// A modern server that speaks another version by now, or another era, has to be met anew: in its terms, the session
+    /// is lost. It refused the request before anything ran.
+    fn reconsidered(&self, error: McpError) -> McpError {
+        let strange = match &error {
+            McpError::VersionRefused { .. } => true,
+            McpError::Rpc { status: Some(_), code: -32600 | -32000, .. }
+            | McpError::Http { status: 400 | 404 | 405, .. } => Verdict::of(&error) == Verdict::Legacy,
+            _ => false,
+        };
+        if self.info.era == Era::Modern && strange {
+            tracing::debug!(mcp.server = %self.inbox.server(), %error, "the server has to be met anew");
+            self.inbox.closed().cancel();
+            return McpError::SessionLost { server: Arc::clone(self.inbox.server()), may_have_run: false };
+        }
+        error
+    }
 }
 
 impl Drop for Session {
@@ -130,31 +126,66 @@ impl Drop for Session {
     }
 }
 
+/// Asks a modern server to tell of changes, again when it stops to.
+async fn listen(client: &Client<Layered>) {
+    let mut failures = 0;
+    loop {
+        match client.listen().await {
+            // It ended in order, or it broke: either way we missed what happens until it is opened again.
+            Ok(()) => failures = 0,
+            Err(error) if error.retry() == Retry::Never => {
+                tracing::debug!(%error, "the server does not tell when its tools change");
+                return;
+            }
+            Err(_) => {}
+        }
+        failures += 1;
+        sleep(backoff(LISTEN_PAUSE, LISTEN_PAUSE_MAX, failures, 0.5 + fastrand::f64() / 2.0)).await;
+    }
+}
+
+/// A transport with its layers.
+pub(super) type Layered = Deadline<CancelOnDrop<Transport>>;
+
+/// Puts the layers around a transport.
+pub(super) fn layered(transport: Transport, server: &Arc<str>) -> Layered {
+    RpcServiceBuilder::new()
+        .layer_fn(|service| Deadline::new(service, Arc::clone(server)))
+        .layer_fn(CancelOnDrop::new)
+        .service(transport)
+}
+
 /// How a server is spoken to.
 #[derive(Clone)]
-enum Transport {
+pub(super) enum Transport {
+    /// One POST for each message.
     Http(HttpService),
+    /// One POST for each message, one stream for all answers: as it was in 2024-11-05.
+    OldSse(OldSseService),
+    /// The pipes of a child process.
     Stdio(StdioService),
 }
 
 impl Transport {
-    fn negotiated(&self, info: &ServerInfo) {
+    /// What the handshake agreed on.
+    pub(super) fn negotiated(&self, info: &ServerInfo) {
         match self {
             Self::Http(http) => http.negotiated(&info.protocol_version),
-            Self::Stdio(_) => {}
+            Self::OldSse(_) | Self::Stdio(_) => {}
         }
     }
 
     fn listen(&self) {
         match self {
             Self::Http(http) => http.listen(),
-            Self::Stdio(_) => {}
+            Self::OldSse(_) | Self::Stdio(_) => {}
         }
     }
 
     async fn close(&self) {
         match self {
             Self::Http(http) => http.close().await,
+            Self::OldSse(old) => old.close(),
             Self::Stdio(stdio) => stdio.close().await,
         }
     }
@@ -162,6 +193,7 @@ impl Transport {
     fn abandon(&self) {
         match self {
             Self::Http(_) => {}
+            Self::OldSse(old) => old.close(),
             Self::Stdio(stdio) => stdio.kill(),
         }
     }
@@ -175,7 +207,8 @@ impl RpcServiceT for Transport {
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = Self::MethodResponse> + Send + 'a {
         match self {
             Self::Http(http) => Either::Left(http.call(request)),
-            Self::Stdio(stdio) => Either::Right(stdio.call(request)),
+            Self::OldSse(old) => Either::Right(Either::Left(old.call(request))),
+            Self::Stdio(stdio) => Either::Right(Either::Right(stdio.call(request))),
         }
     }
 
@@ -186,7 +219,8 @@ impl RpcServiceT for Transport {
     fn notification<'a>(&self, n: Notification<'a>) -> impl Future<Output = Self::NotificationResponse> + Send + 'a {
         match self {
             Self::Http(http) => Either::Left(http.notification(n)),
-            Self::Stdio(stdio) => Either::Right(stdio.notification(n)),
+            Self::OldSse(old) => Either::Right(Either::Left(old.notification(n))),
+            Self::Stdio(stdio) => Either::Right(Either::Right(stdio.notification(n))),
         }
     }
 }

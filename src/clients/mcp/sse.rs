@@ -6,9 +6,14 @@ use std::time::Duration;
 /// One event with data.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event {
+    /// What kind of event it is; none is a message.
+    pub(super) kind: Option<String>,
     /// Its data; lines joined by a line feed.
     pub(super) data: String,
 }
+
+/// Characters of the kind of an event that are kept.
+const MAX_KIND: usize = 64;
 
 /// An event is larger than the limit.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +29,7 @@ pub(super) struct SseDecoder {
     after_cr: bool,
     /// The data of the event so far; none before its first `data` line.
     data: Option<String>,
+    kind: Option<String>,
     last_id: Option<String>,
     retry: Option<Duration>,
 }
@@ -31,7 +37,16 @@ pub(super) struct SseDecoder {
 impl SseDecoder {
     /// For events of at most `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, buffer: Vec::new(), scanned: 0, after_cr: false, data: None, last_id: None, retry: None }
+        Self {
+            limit,
+            buffer: Vec::new(),
+            scanned: 0,
+            after_cr: false,
+            data: None,
+            kind: None,
+            last_id: None,
+            retry: None,
+        }
     }
 
     /// More bytes came; calls `on_event` for each event that is now complete.
@@ -78,7 +93,8 @@ impl SseDecoder {
     fn line(&mut self, line: &str) -> Option<Event> {
         let line = line.strip_prefix('\u{feff}').unwrap_or(line);
         if line.is_empty() {
-            return self.data.take().filter(|data| !data.is_empty()).map(|data| Event { data });
+            let kind = self.kind.take();
+            return self.data.take().filter(|data| !data.is_empty()).map(|data| Event { kind, data });
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -90,6 +106,7 @@ impl SseDecoder {
                 }
                 None => self.data = Some(value.to_owned()),
             },
+            "event" => self.kind = Some(value.chars().take(MAX_KIND).collect()),
             "id" if !value.contains('\0') => self.last_id = Some(value.to_owned()),
             "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 self.retry = value.parse().ok().map(Duration::from_millis).or(self.retry);

@@ -3,27 +3,28 @@
 //! jsonrpsee's own background client ends the whole connection at an empty line, a line that is no JSON, or an answer
 //! with an unknown id, and real servers write all of these; here they are counted and dropped.
 
-use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use jsonrpsee::core::middleware::{Batch, Notification, RpcServiceT};
 use jsonrpsee::types::{Id, Request};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::MAX_MESSAGE;
 use super::child::{self, Group, LastWords, Started};
-use super::error::{McpError, excerpt};
+use super::error::McpError;
 use super::inbox::Inbox;
+use super::pending::Pending;
 use super::service::{Flight, NoBatches};
 use super::wire::{self, Incoming};
 use crate::config::McpServerConfig;
@@ -57,25 +58,11 @@ impl Drop for GroupGuard {
 struct Shared {
     inbox: Arc<Inbox>,
     outgoing: mpsc::Sender<Outgoing>,
-    pending: Mutex<Pending>,
+    pending: Arc<Pending>,
     /// Asks the child to end.
     stop: CancellationToken,
     /// Fires once nothing of the child is left.
     finished: CancellationToken,
-}
-
-#[derive(Default)]
-struct Pending {
-    calls: HashMap<u64, Call>,
-    /// Why no answer will come any more.
-    closed: Option<String>,
-    /// Whether an answer came at all: what a child says before is about its start, later it may be about the work.
-    answered: bool,
-}
-
-struct Call {
-    answer: oneshot::Sender<Result<Box<RawValue>, McpError>>,
-    flight: Flight,
 }
 
 /// A line for the child.
@@ -92,9 +79,9 @@ impl StdioService {
         let (outgoing, queue) = mpsc::channel(QUEUE);
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
+            pending: Pending::new(Arc::clone(&inbox)),
             inbox,
             outgoing,
-            pending: Mutex::default(),
             stop: stop.clone(),
             finished: CancellationToken::new(),
         });
@@ -138,10 +125,12 @@ impl RpcServiceT for StdioService {
             };
             let flight = Flight::of(&request);
             let line = shared.line(&request)?;
-            let (answer, answered) = oneshot::channel();
-            let _forget = shared.expect(id, Call { answer, flight: flight.clone() })?;
+            let expected = shared.pending.expect(id, &flight)?;
+            if shared.stop.is_cancelled() {
+                return Err(shared.closed_error("it was closed here", false));
+            }
             shared.send(Outgoing { line, id: Some(id) }).await?;
-            answered.await.unwrap_or_else(|_| Err(shared.closed_error("", flight.may_have_run())))
+            expected.answer().await
         }
     }
 
@@ -159,10 +148,6 @@ impl RpcServiceT for StdioService {
 }
 
 impl Shared {
-    fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn line(&self, message: &impl Serialize) -> Result<String, McpError> {
         let mut line = serde_json::to_string(message).expect("messages serialise");
         if line.len() >= MAX_MESSAGE {
@@ -171,19 +156,6 @@ impl Shared {
         }
         line.push('\n');
         Ok(line)
-    }
-
-    /// Registers a request; it is forgotten when the value is dropped.
-    fn expect(self: &Arc<Self>, id: u64, call: Call) -> Result<Forget, McpError> {
-        let mut pending = self.pending();
-        if let Some(cause) = &pending.closed {
-            return Err(self.closed_error(cause, false));
-        }
-        if self.stop.is_cancelled() {
-            return Err(self.closed_error("it was closed here", false));
-        }
-        pending.calls.insert(id, call);
-        Ok(Forget { shared: Arc::clone(self), id })
     }
 
     async fn send(&self, outgoing: Outgoing) -> Result<(), McpError> {
@@ -198,46 +170,27 @@ impl Shared {
         McpError::Closed { server: Arc::clone(self.inbox.server()), cause: cause.to_owned(), may_have_run }
     }
 
-    fn take(&self, id: u64) -> Option<Call> {
-        let mut pending = self.pending();
-        let call = pending.calls.remove(&id);
-        pending.answered |= call.is_some();
-        call
-    }
-
-    /// Gives every pending request its error.
-    fn fail_all(&self, error: impl Fn(&Flight) -> McpError) {
-        let calls = std::mem::take(&mut self.pending().calls);
-        for call in calls.into_values() {
-            let _ = call.answer.send(Err(error(&call.flight)));
-        }
-    }
-
-    /// No answer will come any more.
-    fn close(&self, cause: &str) {
-        self.pending().closed = Some(cause.to_owned());
-        self.fail_all(|flight| self.closed_error(cause, flight.may_have_run()));
-        self.inbox.closed().cancel();
-    }
-
     fn receive(&self, message: Incoming) {
         match message {
             Incoming::Answer { id, outcome } => {
-                let Some(call) = id.and_then(|id| self.take(id)) else {
-                    return self.inbox.noise("answer to nothing that is pending");
-                };
-                let answer = outcome.map_err(|fault| McpError::Rpc {
-                    server: Arc::clone(self.inbox.server()),
-                    code: fault.code,
-                    message: excerpt(&fault.message),
-                });
-                let _ = call.answer.send(answer);
+                let answer = outcome.map_err(|fault| fault.to_error(Arc::clone(self.inbox.server()), None));
+                if !id.is_some_and(|id| self.pending.answer(id, answer)) {
+                    self.inbox.noise("answer to nothing that is pending");
+                }
             }
-            Incoming::Notification { method } => self.inbox.notification(&method),
-            Incoming::Request { id, method } => {
-                let line = self.inbox.answer(&id, &method) + "\n";
-                if self.outgoing.try_send(Outgoing { line, id: None }).is_err() {
-                    self.inbox.noise("request of the server while the pipe is full");
+            Incoming::Notification { method, progress } => self.inbox.notification(&method, progress),
+            Incoming::Request { id, method, params } => {
+                // What nobody here answers is declined at once, so only few of these ever wait.
+                let (inbox, outgoing) = (Arc::clone(&self.inbox), self.outgoing.clone());
+                let answer = async move {
+                    let line = inbox.answer(&id, &method, &params).await + "\n";
+                    if outgoing.try_send(Outgoing { line, id: None }).is_err() {
+                        inbox.noise("request of the server while the pipe is full");
+                    }
+                };
+                match self.inbox.answers() {
+                    Some(_) => drop(tokio::spawn(answer)),
+                    None => answer.now_or_never().unwrap_or_default(),
                 }
             }
         }
@@ -248,22 +201,10 @@ impl Shared {
         self.inbox.noise("line over the limit");
         let error =
             || McpError::TooLarge { server: Arc::clone(self.inbox.server()), what: "an answer", limit: MAX_MESSAGE };
-        let Some(id) = id_in_fragments(head, tail) else { return self.fail_all(|_| error()) };
-        if let Some(call) = self.take(id) {
-            let _ = call.answer.send(Err(error()));
+        match id_in_fragments(head, tail) {
+            Some(id) => drop(self.pending.answer(id, Err(error()))),
+            None => self.pending.fail_all(|_| error()),
         }
-    }
-}
-
-/// Takes a request out of the map when its future is gone: a late answer is then noise.
-struct Forget {
-    shared: Arc<Shared>,
-    id: u64,
-}
-
-impl Drop for Forget {
-    fn drop(&mut self) {
-        self.shared.pending().calls.remove(&self.id);
     }
 }
 
@@ -277,8 +218,8 @@ async fn write(shared: Arc<Shared>, mut stdin: ChildStdin, mut queue: mpsc::Rece
         };
         let Some(outgoing) = outgoing else { return };
         if let Some(id) = outgoing.id {
-            match shared.pending().calls.get(&id) {
-                Some(call) => call.flight.leave(),
+            match shared.pending.flight(id) {
+                Some(flight) => flight.leave(),
                 None => continue,
             }
         }
@@ -340,8 +281,8 @@ impl Supervisor {
         if timeout(STATUS_GRACE, &mut self.stderr).await.is_err() {
             self.stderr.abort();
         }
-        let last_words = if self.shared.pending().answered { String::new() } else { last_words() };
-        self.shared.close(&describe(status, &last_words));
+        let last_words = if self.shared.pending.answered() { String::new() } else { last_words() };
+        self.shared.pending.close(&describe(status, &last_words));
         self.shared.stop.cancel();
         self.shared.finished.cancel();
     }
@@ -352,7 +293,7 @@ impl Supervisor {
             child::ended(&self.group);
             return status.ok();
         }
-        self.shared.close("its process closed its output");
+        self.shared.pending.close("its process closed its output");
         self.shared.stop.cancel();
         child::end(child, &self.group).await
     }

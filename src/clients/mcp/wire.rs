@@ -1,21 +1,26 @@
 //! JSON-RPC and MCP as they stand on the wire, read leniently: unknown members are ignored, odd ids are no number.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use jsonrpsee::core::middleware::Notification;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 
-use super::error::excerpt;
-
-/// The version that we ask for.
-pub(super) const VERSION: &str = "2025-11-25";
-/// The versions that we understand when a server answers with an older one.
-pub(super) const VERSIONS: [&str; 4] = [VERSION, "2025-06-18", "2025-03-26", "2024-11-05"];
+use super::era::UNSUPPORTED_VERSION;
+use super::error::{McpError, excerpt};
 
 /// The first request of a session.
 pub(super) const INITIALIZE: &str = "initialize";
+/// Asks a modern server what it is; the first request to a server of which nothing is known.
+pub(super) const DISCOVER: &str = "server/discover";
+/// Asks a modern server to tell of changes.
+pub(super) const LISTEN: &str = "subscriptions/listen";
+/// Calls a tool.
+pub(super) const CALL: &str = "tools/call";
+/// JSON-RPC: the parameters do not fit.
+pub(super) const INVALID_PARAMS: i64 = -32602;
 /// JSON-RPC: there is no such method.
 pub(super) const METHOD_NOT_FOUND: i64 = -32601;
 
@@ -35,11 +40,15 @@ pub(super) enum Incoming {
         id: Box<RawValue>,
         /// What it asks for.
         method: String,
+        /// With which parameters.
+        params: Value,
     },
     /// A notification.
     Notification {
         /// What it tells.
         method: String,
+        /// How far a request has come, if that is what it tells.
+        progress: Option<ProgressNote>,
     },
 }
 
@@ -52,6 +61,44 @@ pub(super) struct Fault {
     /// What the server says; not shortened yet.
     #[serde(default)]
     pub(super) message: String,
+    /// What it says beside, for programs.
+    #[serde(default)]
+    pub(super) data: Value,
+}
+
+impl Fault {
+    /// The error; `status` is the HTTP status it came with, where that was no success.
+    pub(super) fn to_error(&self, server: Arc<str>, status: Option<u16>) -> McpError {
+        match self.code {
+            // Before the code meant this, servers were free to use it for anything.
+            UNSUPPORTED_VERSION if self.data.get("supported").is_some() => {
+                McpError::VersionRefused { server, supported: self.supported() }
+            }
+            code => McpError::Rpc { server, code, message: excerpt(&self.message), status },
+        }
+    }
+
+    /// The versions that the server names when it refuses ours.
+    fn supported(&self) -> Vec<String> {
+        let versions = self.data.get("supported").and_then(Value::as_array).into_iter().flatten();
+        versions.filter_map(Value::as_str).map(str::to_owned).take(100).collect()
+    }
+}
+
+/// The parameters of `notifications/progress`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ProgressNote {
+    /// The request that came further; only tokens of ours are numbers.
+    pub(super) progress_token: u64,
+    /// How far it has come.
+    pub(super) progress: f64,
+    /// How far it has to go.
+    #[serde(default)]
+    pub(super) total: Option<f64>,
+    /// What is happening.
+    #[serde(default)]
+    pub(super) message: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -60,6 +107,8 @@ struct Message<'a> {
     id: Option<&'a RawValue>,
     #[serde(borrow)]
     method: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
     #[serde(borrow)]
     result: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -78,13 +127,21 @@ pub(super) fn parse(text: &str) -> Option<Vec<Incoming>> {
 fn parse_one(text: &str) -> Option<Incoming> {
     let message: Message<'_> = serde_json::from_str(text).ok()?;
     match message {
-        Message { method: Some(method), id: Some(id), .. } => {
-            Some(Incoming::Request { id: id.to_owned(), method: method.into_owned() })
+        Message { method: Some(method), id: Some(id), params, .. } => {
+            let params = params.and_then(|params| serde_json::from_str(params.get()).ok()).unwrap_or_default();
+            Some(Incoming::Request { id: id.to_owned(), method: method.into_owned(), params })
         }
-        Message { method: Some(method), id: None, .. } => Some(Incoming::Notification { method: method.into_owned() }),
+        Message { method: Some(method), id: None, params, .. } => {
+            let progress = params.filter(|_| method == "notifications/progress");
+            let progress = progress.and_then(|params| serde_json::from_str(params.get()).ok());
+            Some(Incoming::Notification { method: method.into_owned(), progress })
+        }
         Message { error: Some(error), id, .. } => {
-            let fault =
-                serde_json::from_str(error.get()).unwrap_or_else(|_| Fault { code: 0, message: excerpt(error.get()) });
+            let fault = serde_json::from_str(error.get()).unwrap_or_else(|_| Fault {
+                code: 0,
+                message: excerpt(error.get()),
+                data: Value::Null,
+            });
             Some(Incoming::Answer { id: number(id), outcome: Err(fault) })
         }
         Message { result: Some(result), id, .. } => {
@@ -116,6 +173,39 @@ pub(super) fn notification(method: &'static str) -> Notification<'static> {
 pub(super) fn cancelled(id: u64) -> Notification<'static> {
     let body = serde_json::json!({"requestId": id, "reason": "the caller gave up"});
     Notification::new(Cow::Borrowed("notifications/cancelled"), Some(Cow::Owned(params(&body))))
+}
+
+/// The answer to `server/discover`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DiscoverResult {
+    /// Said by every modern result, and by no older one.
+    #[serde(default)]
+    pub(super) result_type: Option<String>,
+    /// The versions it speaks.
+    #[serde(default)]
+    pub(super) supported_versions: Option<Vec<String>>,
+    /// What it offers; none where it does not say.
+    #[serde(default)]
+    pub(super) capabilities: Capabilities,
+    /// Who it is, where drafts of the specification had it.
+    #[serde(default)]
+    pub(super) server_info: Option<Implementation>,
+    /// How to use it, for a model.
+    #[serde(default)]
+    pub(super) instructions: Option<String>,
+    /// Who it is.
+    #[serde(default, rename = "_meta")]
+    pub(super) meta: ResultMeta,
+}
+
+/// What a modern server says beside a result.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ResultMeta {
+    /// Who it is.
+    #[serde(rename = "io.modelcontextprotocol/serverInfo")]
+    pub(super) server_info: Option<Implementation>,
 }
 
 /// The answer to `initialize`.
@@ -170,6 +260,9 @@ pub(super) struct ToolsPage {
     /// Where the next page begins. Only its absence ends the list: an empty text is a cursor.
     #[serde(default)]
     pub(super) next_cursor: Option<String>,
+    /// For how many milliseconds the page may be kept.
+    #[serde(default)]
+    pub(super) ttl_ms: Option<f64>,
 }
 
 /// A tool of a list.
@@ -220,6 +313,15 @@ pub(super) struct CallResult {
     /// The tool says that it failed.
     #[serde(default)]
     pub(super) is_error: Option<bool>,
+    /// Whether this is the end of the call; it is where nothing is said.
+    #[serde(default)]
+    pub(super) result_type: Option<String>,
+    /// What the server has to know before it can go on.
+    #[serde(default)]
+    pub(super) input_requests: Option<Map<String, Value>>,
+    /// What it wants to have back with the answers, as it is.
+    #[serde(default)]
+    pub(super) request_state: Option<String>,
 }
 
 #[cfg(test)]
@@ -251,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_request_keeps_its_id_and_a_notification_has_none() {
-        let Incoming::Request { id, method } = one(r#"{"jsonrpc":"2.0","id":"a-1","method":"ping"}"#) else {
+        let Incoming::Request { id, method, .. } = one(r#"{"jsonrpc":"2.0","id":"a-1","method":"ping"}"#) else {
             panic!("a request")
         };
         assert_eq!((id.get(), method.as_str()), (r#""a-1""#, "ping"));

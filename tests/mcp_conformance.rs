@@ -1,0 +1,149 @@
+//! The official conformance suite of the Model Context Protocol against the library's client, by way of
+//! `examples/mcp_conformance.rs`: what passes, what is left out, and why. The two lists together are the suite's own.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// The versions that a scenario of an extension is played in: it has none of its own.
+const EXTENSION: &[&str] = &["2026-07-28"];
+
+/// Scenarios that pass, with every version they are listed for.
+const PASSES: &[(&str, &[&str])] = &[
+    ("initialize", &["2025-06-18", "2025-11-25"]),
+    ("tools_call", &["2025-06-18", "2025-11-25", "2026-07-28"]),
+    ("sse-retry", &["2025-11-25"]),
+    ("request-metadata", &["2026-07-28"]),
+    ("http-standard-headers", &["2026-07-28"]),
+    ("http-custom-headers", &["2026-07-28"]),
+    ("http-invalid-tool-headers", &["2026-07-28"]),
+    ("sep-2322-client-request-state", &["2026-07-28"]),
+    ("json-schema-ref-no-deref", &["2026-07-28"]),
+    ("json-schema-2020-12-preservation", &["2025-11-25", "2026-07-28"]),
+];
+
+const NO_INPUT: &str = "a node cannot wait for the input of a person yet";
+const BROWSER: &str = "a person has to grant access in a browser; a worker has none";
+const NO_SKILLS: &str = "skills are an extension that a worker of tools does not offer";
+const OTHER_CREDENTIALS: &str = "an extension of authentication beyond client credentials";
+
+/// Scenarios that are left out, and why. A name that ends with `*` stands for all that begin like it.
+const LEFT_OUT: &[(&str, &str)] = &[
+    ("elicitation-sep1034-client-defaults", NO_INPUT),
+    ("auth/enterprise-managed-authorization", OTHER_CREDENTIALS),
+    ("auth/dpop*", OTHER_CREDENTIALS),
+    ("auth/wif-jwt-bearer", OTHER_CREDENTIALS),
+    ("auth/*", BROWSER),
+    ("sep-2640-client-*", NO_SKILLS),
+];
+
+fn suite() -> Command {
+    let cache = std::env::var_os("EXECUTOR_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from);
+    let modules = cache.join("conformance/node_modules");
+    let program = modules.join("@modelcontextprotocol/conformance/dist/index.js");
+    assert!(program.exists(), "{} is missing: run scripts/setup", program.display());
+    let mut command = Command::new(modules.join("node/bin/node"));
+    command.arg(program);
+    command
+}
+
+/// The suite's own list: scenarios and their versions.
+fn listed() -> BTreeMap<String, Vec<String>> {
+    let output = suite().args(["list", "--client"]).output().expect("the suite runs");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let entry = |line: &str| {
+        let (name, versions) = line.trim().strip_prefix("- ")?.split_once(" [")?;
+        let versions = versions.strip_suffix(']')?.split(',').map(str::to_owned).collect();
+        Some((name.to_owned(), versions))
+    };
+    text.lines().filter_map(entry).collect()
+}
+
+fn left_out(scenario: &str) -> Option<&'static str> {
+    let fits = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(beginning) => scenario.starts_with(beginning),
+        None => scenario == pattern,
+    };
+    LEFT_OUT.iter().find(|(pattern, _)| fits(pattern)).map(|(_, reason)| *reason)
+}
+
+#[test]
+fn every_scenario_of_the_suite_passes_or_is_left_out_for_a_reason() {
+    let listed = listed();
+    assert!(listed.len() > 40, "{listed:?}");
+    for (scenario, versions) in PASSES {
+        let theirs = listed.get(*scenario).unwrap_or_else(|| panic!("the suite has no `{scenario}` any more"));
+        if theirs == &["extension"] {
+            assert_eq!(*versions, EXTENSION, "{scenario}");
+        } else {
+            assert_eq!(versions, theirs, "{scenario}");
+        }
+    }
+    for scenario in listed.keys() {
+        let passes = PASSES.iter().any(|(name, _)| name == scenario);
+        assert!(passes || left_out(scenario).is_some(), "`{scenario}` is new: play it, or say why not");
+    }
+}
+
+/// The client, built as it stands now: a test run does not build examples by itself.
+fn client() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--quiet", "--example", "mcp_conformance"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo runs");
+    assert!(built.success(), "the example does not build");
+    // This test lies beside the folder of the examples.
+    let here = std::env::current_exe().expect("the test has a path");
+    let profile = here.parent().and_then(Path::parent).expect("`deps` lies in the folder of the profile");
+    profile.join("examples/mcp_conformance")
+}
+
+#[test]
+fn the_client_passes_the_suite() {
+    let client = client();
+    let folder = tempfile::tempdir().expect("a folder");
+    let rounds: Vec<(&str, &str)> = PASSES
+        .iter()
+        .flat_map(|(scenario, versions)| versions.iter().map(move |version| (*scenario, *version)))
+        .collect();
+    let next = Mutex::new(rounds.iter());
+    let failures = Mutex::new(Vec::new());
+    // Each is mostly the start of a process; some measure times, so they are not all played at once.
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let Some((scenario, version)) = next.lock().expect("nobody panics with it").next() else { return };
+                    if let Err(report) = play(&client, scenario, version, folder.path()) {
+                        failures.lock().expect("nobody panics with it").push(report);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("nobody panics with it");
+    assert!(failures.is_empty(), "{} of {} failed\n{}", failures.len(), rounds.len(), failures.join("\n"));
+}
+
+fn play(client: &Path, scenario: &str, version: &str, folder: &Path) -> Result<(), String> {
+    let output = suite()
+        .args(["client", "--scenario", scenario, "--spec-version", version, "--command"])
+        .arg(client)
+        .arg("--output-dir")
+        .arg(folder)
+        .output()
+        .expect("the suite runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    // A run in which nothing was looked at is no success either.
+    match output.status.success() && said.contains("Passed: ") && !said.contains("Passed: 0/0") {
+        true => Ok(()),
+        false => {
+            let tail: Vec<&str> = said.lines().rev().take(40).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            Err(format!("--- {scenario} {version}: {}\n{}", output.status, tail.join("\n")))
+        }
+    }
+}
