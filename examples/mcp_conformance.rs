@@ -78,6 +78,7 @@ async fn call(session: &Session, name: &str, arguments: Value) -> anyhow::Result
         traceparent: None,
         deadline: Instant::now() + LIMIT,
         progress: None,
+        timeout: None,
     };
     let output = session.call_tool(name, &arguments, meta).await?;
     eprintln!("{name}: {}", output.text());

@@ -1,10 +1,12 @@
 //! What the worker knows about itself, as plain atomics: actors write them, HTTP reads them and never waits.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+
+use crate::domain::tool_server::ServerStatus;
 
 /// A refusal stands for so long unless it is repeated: longer than the wait between two tries to open a run.
 const REFUSAL_LASTS_MS: i64 = 1500;
@@ -27,6 +29,7 @@ pub struct Health {
     forbidden: AtomicBool,
     required_down: AtomicUsize,
     current: Mutex<Option<String>>,
+    servers: Mutex<Vec<Arc<Mutex<ServerStatus>>>>,
 }
 
 impl Health {
@@ -48,6 +51,7 @@ impl Health {
             forbidden: AtomicBool::new(false),
             required_down: AtomicUsize::new(0),
             current: Mutex::new(None),
+            servers: Mutex::default(),
         }
     }
 
@@ -101,6 +105,19 @@ impl Health {
         } else {
             self.required_down.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// A tool server is configured. What its actor writes into the status is seen by everybody.
+    pub fn tool_server(&self, status: ServerStatus) -> Arc<Mutex<ServerStatus>> {
+        let status = Arc::new(Mutex::new(status));
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&status));
+        status
+    }
+
+    /// The tool servers as they stand, in the order of resolution.
+    pub fn tool_servers(&self) -> Vec<ServerStatus> {
+        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.iter().map(|status| status.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
     }
 
     /// A result could not be written and is held (`true`), or is no longer.

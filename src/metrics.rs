@@ -86,6 +86,26 @@ pub struct ServerLabels {
     pub server: String,
 }
 
+/// Labels of what is spoken with a tool server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EraLabels {
+    /// The server by its configured name.
+    pub server: String,
+    /// `legacy` or `modern`.
+    pub era: &'static str,
+    /// The protocol version; one of those that this worker speaks.
+    pub version: String,
+}
+
+/// Labels of trouble with a tool server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TroubleLabels {
+    /// The server by its configured name.
+    pub server: String,
+    /// The stable name of the cause.
+    pub code: String,
+}
+
 /// Labels of an actor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ActorLabels {
@@ -141,6 +161,14 @@ pub struct Metrics {
     pub llm_cost: Family<ProviderLabels, Counter<f64, AtomicU64>>,
     /// Tool servers with an open session.
     pub mcp_up: Family<ServerLabels, Gauge>,
+    /// Tools that a server offers and its configuration allows, as last listed.
+    pub mcp_tools: Family<ServerLabels, Gauge>,
+    /// What is spoken with a tool server; 1 for the era and version of its open session.
+    pub mcp_era: Family<EraLabels, Gauge>,
+    /// Failures of tool servers to connect, to list their tools or to answer a call.
+    pub mcp_errors: Family<TroubleLabels, Counter>,
+    /// Seconds that a tool server's last answer took.
+    pub mcp_latency: Family<ServerLabels, Gauge<f64, AtomicU64>>,
     /// Sessions of tool servers that were opened.
     pub mcp_connects: Family<ServerLabels, Counter>,
     /// Actors that were rebuilt.
@@ -193,6 +221,10 @@ impl Metrics {
             llm_cost: Family::default(),
             mcp_up: Family::default(),
             mcp_connects: Family::default(),
+            mcp_tools: Family::default(),
+            mcp_era: Family::default(),
+            mcp_errors: Family::default(),
+            mcp_latency: Family::default(),
             actor_restarts: Family::default(),
             progress_dropped: Counter::default(),
             settle_retries: Counter::default(),
@@ -234,6 +266,15 @@ impl Metrics {
         r.register("llm_cost_usd", "What tokens cost in US dollars", metrics.llm_cost.clone());
         r.register("mcp_server_up", "Tool servers with an open session", metrics.mcp_up.clone());
         r.register("mcp_server_connects", "Sessions of tool servers opened", metrics.mcp_connects.clone());
+        r.register("mcp_server_tools", "Tools of tool servers as last listed", metrics.mcp_tools.clone());
+        r.register("mcp_server_era", "Era and protocol version of open sessions", metrics.mcp_era.clone());
+        r.register("mcp_server_errors", "Failures of tool servers by cause", metrics.mcp_errors.clone());
+        r.register_with_unit(
+            "mcp_server_latency",
+            "How long the last answer of a tool server took",
+            Unit::Seconds,
+            metrics.mcp_latency.clone(),
+        );
         r.register("actor_restarts", "Actors that were rebuilt", metrics.actor_restarts.clone());
         r.register("progress_dropped", "Progress events dropped", metrics.progress_dropped.clone());
         r.register("settle_retries", "Failed attempts to write a result", metrics.settle_retries.clone());

@@ -9,6 +9,8 @@ mod eras;
 mod harness;
 #[path = "mcp/hostile_http.rs"]
 mod hostile_http;
+#[path = "mcp/hostile_more.rs"]
+mod hostile_more;
 #[path = "mcp/hostile_stdio.rs"]
 mod hostile_stdio;
 

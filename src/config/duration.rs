@@ -20,3 +20,21 @@ pub mod option {
         super::deserialize(deserializer).map(Some)
     }
 }
+
+/// Durations by name.
+pub mod map {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::{Deserializer, Duration};
+
+    #[derive(Deserialize)]
+    struct Entry(#[serde(with = "super")] Duration);
+
+    /// Reads the durations of a table.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Duration>, D::Error> {
+        let entries = BTreeMap::<String, Entry>::deserialize(deserializer)?;
+        Ok(entries.into_iter().map(|(name, Entry(duration))| (name, duration)).collect())
+    }
+}

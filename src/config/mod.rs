@@ -397,9 +397,15 @@ pub struct McpServerConfig {
     pub allow: Vec<String>,
     /// Tools that may not be used; wins over `allow`.
     pub deny: Vec<String>,
-    /// How long one call may take.
+    /// How long a call may take without a sign of life: progress that the tool tells begins it anew.
     #[serde(with = "duration")]
     pub timeout: Duration,
+    /// The same for single tools; `*` in a name matches any run of characters, an exact name goes before.
+    #[serde(with = "duration::map")]
+    pub tool_timeouts: BTreeMap<String, Duration>,
+    /// How long a call may take in all, whatever progress it tells; never less than its `timeout`.
+    #[serde(with = "duration")]
+    pub max_timeout: Duration,
     /// How long connecting and discovery may take.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -433,6 +439,8 @@ impl Default for McpServerConfig {
             allow: Vec::new(),
             deny: Vec::new(),
             timeout: Duration::from_secs(60),
+            tool_timeouts: BTreeMap::new(),
+            max_timeout: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(10),
             concurrency: NonZeroUsize::new(32).expect("32 is not zero"),
             required: false,

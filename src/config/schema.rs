@@ -252,6 +252,8 @@ pub const KEYS: &[Key] = &[
     key("mcp.servers.*.allow", Kind::List).or("[]"),
     key("mcp.servers.*.deny", Kind::List).or("[]"),
     key("mcp.servers.*.timeout", time(1)).or("60s"),
+    key("mcp.servers.*.tool_timeouts.*", time(1)),
+    key("mcp.servers.*.max_timeout", time(1)).or("10m"),
     key("mcp.servers.*.connect_timeout", time(1)).or("10s"),
     key("mcp.servers.*.concurrency", count(1, 100_000, "calls")).or("32"),
     key("mcp.servers.*.required", Kind::Bool).or("false"),

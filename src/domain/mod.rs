@@ -15,4 +15,5 @@ pub mod republish;
 pub mod settlement;
 pub mod state;
 pub mod tool;
+pub mod tool_server;
 pub mod work;

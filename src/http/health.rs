@@ -1,4 +1,4 @@
-//! `/health`, `/live`, `/ready` and `/metrics`.
+//! `/health`, `/live`, `/ready`, `/metrics` and `/api/mcp`: all of it read from shared values, nobody is asked.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -34,6 +34,7 @@ pub fn serve(config: &HttpConfig, facts: Facts) -> std::io::Result<(Server, Sock
             .service(readable("/live", live))
             .service(readable("/ready", ready))
             .service(readable("/metrics", metrics))
+            .service(readable("/api/mcp", tool_servers))
     })
     .workers(1)
     // The worker itself decides what a signal means, and in which order things stop.
@@ -77,6 +78,12 @@ async fn ready(facts: Data<Facts>) -> HttpResponse {
     let reasons = facts.health.not_ready();
     let body = json!({"ready": reasons.is_empty(), "reasons": reasons});
     if reasons.is_empty() { HttpResponse::Ok().json(body) } else { HttpResponse::ServiceUnavailable().json(body) }
+}
+
+async fn tool_servers(facts: Data<Facts>) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header(("cache-control", "no-store"))
+        .json(json!({"servers": facts.health.tool_servers()}))
 }
 
 async fn metrics(facts: Data<Facts>) -> HttpResponse {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::config::UnknownOutcome;
 use crate::domain::delta::Deltas;
@@ -31,6 +32,8 @@ use crate::retry::RetryPolicy;
 
 /// How often pieces of an answer are told at the most.
 const DELTA_PAUSE: Duration = Duration::from_millis(200);
+/// The least time between two events of one call's progress; what comes in between is left out.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
 
 /// What an execution used and remarked. It outlives the work, so that a node whose time is up can tell it as well.
 #[derive(Debug, Default)]
@@ -240,11 +243,32 @@ impl<P: Ports> Execution<'_, P> {
         class: Class,
     ) -> Result<ToolOutput, Failure> {
         let site = CallSite::Tool(call);
-        let (target_of, arguments, context) = (target.clone(), Arc::new(arguments), self.context(site));
-        let call = ToolCall { target: target_of, arguments, context, progress: None };
+        let (sender, mut told) = watch::channel(None);
+        let call = ToolCall {
+            target: target.clone(),
+            arguments: Arc::new(arguments),
+            context: self.context(site),
+            progress: Some(sender),
+        };
         let start = Instant::now();
         let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
-        let result = self.step("tool call", site, operation).await;
+        let mut work = pin!(self.step("tool call", site, operation));
+        let mut next = start;
+        let result = loop {
+            let news = async {
+                sleep_until(next).await;
+                told.changed().await
+            };
+            tokio::select! {
+                biased;
+                result = &mut work => break result,
+                Ok(()) = news => {
+                    let progress = told.borrow_and_update().clone();
+                    self.progress(EventType::ToolExecuted, json!({"tool": target.to_string(), "progress": progress}));
+                    next = Instant::now() + PROGRESS_PAUSE;
+                }
+            }
+        };
         let data = json!({
             "tool": target.to_string(),
             "duration_ms": u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),

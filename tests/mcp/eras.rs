@@ -314,3 +314,54 @@ async fn an_old_server_that_wants_its_requests_sent_elsewhere_gets_none() {
     let error = refusal(&config).await;
     assert!(matches!(error, McpError::Http { status: 405, .. }), "{error:?}");
 }
+
+async fn progress_keeps_a_call_alive_up_to_a_limit(mut config: McpServerConfig) {
+    config.timeout = Duration::from_millis(900);
+    config.max_timeout = Duration::from_secs(20);
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("alive");
+    let (sender, progress) = tokio::sync::watch::channel(None);
+    let session = connect(&config).await;
+    let told = da_node_executor::clients::mcp::CallMeta { progress: Some(sender), ..meta() };
+    let with = arguments(json!({"seconds": 3, "log": log}));
+    let answer = session.call_tool("wait", &with, told).await.expect("it tells progress until it is done");
+    assert_eq!(answer.text(), "waited");
+    let last = progress.borrow().clone().expect("progress was told");
+    assert_eq!((last.progress, last.total), (9.0, Some(10.0)));
+    session.close().await;
+
+    config.max_timeout = Duration::from_millis(1500);
+    let session = connect(&config).await;
+    let log = folder.path().join("cut");
+    let error = call(&session, "wait", json!({"seconds": 3, "log": log})).await.expect_err("enough is enough");
+    assert!(matches!(error, McpError::TimedOut { limit, .. } if limit == config.max_timeout), "{error:?}");
+    until("the server knows", || said(&log) == "started\ncancelled\n").await;
+    let mut patient = meta();
+    patient.timeout = Some(Duration::from_millis(100));
+    let with = arguments(json!({"seconds": 20, "log": folder.path().join("tool")}));
+    let error = session.call_tool("wait", &with, patient).await.expect_err("this tool has a limit of its own");
+    assert!(matches!(error, McpError::TimedOut { limit, .. } if limit == Duration::from_millis(100)), "{error:?}");
+    session.close().await;
+}
+
+#[tokio::test]
+async fn progress_keeps_a_call_alive_up_to_a_limit_in_the_legacy_era_over_stdio() {
+    progress_keeps_a_call_alive_up_to_a_limit(stdio(fastmcp(), &["stdio"])).await;
+}
+
+#[tokio::test]
+async fn progress_keeps_a_call_alive_up_to_a_limit_in_the_legacy_era_over_http() {
+    let server = HttpServer::fastmcp(free_port()).await;
+    progress_keeps_a_call_alive_up_to_a_limit(at(server.url())).await;
+}
+
+#[tokio::test]
+async fn progress_keeps_a_call_alive_up_to_a_limit_in_the_modern_era_over_stdio() {
+    progress_keeps_a_call_alive_up_to_a_limit(stdio(mcpserver(), &["stdio"])).await;
+}
+
+#[tokio::test]
+async fn progress_keeps_a_call_alive_up_to_a_limit_in_the_modern_era_over_http() {
+    let server = HttpServer::mcpserver(free_port()).await;
+    progress_keeps_a_call_alive_up_to_a_limit(at(server.url())).await;
+}

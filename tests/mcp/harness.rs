@@ -157,6 +157,7 @@ pub fn meta() -> CallMeta {
         traceparent: Some(String::from("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
         deadline: Instant::now() + PATIENCE,
         progress: None,
+        timeout: None,
     }
 }
 

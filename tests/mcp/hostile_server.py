@@ -76,6 +76,26 @@ def list_tools(request):
         answer(request, page)
     elif mode == "cursor-loop":
         answer(request, {"tools": [tool(str(cursor))], "nextCursor": "b" if cursor == "a" else "a"})
+    elif mode == "recursive":
+        deep = {"type": "string"}
+        for _ in range(100):
+            deep = {"type": "array", "items": deep}
+        tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}}
+        defs = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
+        schemas = {
+            "itself": {"$ref": "#"},
+            "circle": {"$ref": "#/$defs/a", "$defs": defs},
+            "tree": tree,
+            "deep": deep,
+            "elsewhere": {"$ref": "http://127.0.0.1:1/schema.json"},
+        }
+        tools = [{"name": name, "inputSchema": schema, "outputSchema": schema} for name, schema in schemas.items()]
+        answer(request, {"tools": tools})
+    elif mode == "many":
+        number = int(cursor or 0)
+        names = (f"tool-{number}-{index}" for index in range(1000))
+        page = {"tools": [tool(name) for name in names], "nextCursor": str((number + 1) % 10)}
+        answer(request, page)
     elif mode == "endless-list":
         number = int(cursor or 0)
         names = (f"tool-{number}-{index}" for index in range(1000))
@@ -93,6 +113,11 @@ def call_tool(request):
         for _ in range(40):
             raw(b"x" * (1024 * 1024))
         raw(b'"}]},"jsonrpc":"2.0","id":%d}\n' % request["id"])
+    elif name == "gigabyte":
+        raw(b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"' % request["id"])
+        for _ in range(1024):
+            raw(b"x" * (1024 * 1024))
+        raw(b'"}]}}\n')
     elif name == "silent":
         pass
     elif name == "close-output":

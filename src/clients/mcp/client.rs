@@ -88,6 +88,8 @@ pub struct CallMeta {
     pub deadline: Instant,
     /// Who wants to know how far the call has come.
     pub progress: Option<ProgressSender>,
+    /// How long this tool may be silent; as long as its server where none is given.
+    pub timeout: Option<Duration>,
 }
 
 impl From<&CallContext> for CallMeta {
@@ -100,6 +102,7 @@ impl From<&CallContext> for CallMeta {
             traceparent: context.traceparent.clone(),
             deadline: context.deadline,
             progress: None,
+            timeout: None,
         }
     }
 }
@@ -267,8 +270,9 @@ impl<S: McpService> Client<S> {
         let mut state: Option<String> = None;
         for _ in 0..MAX_ROUNDS {
             let id = self.id();
-            let longest = limits.longest.min(meta.deadline.saturating_duration_since(Instant::now()));
-            let mut plan = FlightPlan::tool(name, limits.silence, longest);
+            let silence = meta.timeout.unwrap_or(limits.silence);
+            let longest = limits.longest.max(silence).min(meta.deadline.saturating_duration_since(Instant::now()));
+            let mut plan = FlightPlan::tool(name, silence, longest);
             plan.progress = meta.progress.clone();
             if self.mirrors {
                 plan.mirrored = mirror::headers(&self.marks_of(name), arguments);

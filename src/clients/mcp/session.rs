@@ -59,7 +59,7 @@ impl Session {
             }
             Era::Modern => {}
         }
-        let call_limits = CallLimits { silence: config.timeout, longest: config.timeout };
+        let call_limits = CallLimits { silence: config.timeout, longest: config.max_timeout };
         Self { client, transport, inbox, info, call_limits, list_limit: config.connect_timeout }
     }
 

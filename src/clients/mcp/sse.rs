@@ -174,4 +174,48 @@ mod tests {
         decoder.feed(b"data: 0123\n", |_| {}).expect("four bytes");
         assert_eq!(decoder.feed(b"data: 456789\n", |_| {}), Err(EventTooLarge), "lines of one event add up");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_within_the_limit_and_alike_however_they_are_cut(
+            lines in proptest::collection::vec("(data|id|event|retry|)?(: ?)?[a-z0-9\u{0}é\r]{0,9}(\r|\n|\r\n|\n\n)?", 0..30),
+            cuts in proptest::collection::vec(1_usize..9, 1..9),
+        ) {
+            let bytes = lines.concat().into_bytes();
+            let mut whole = Vec::new();
+            let mut at_once = SseDecoder::new(64);
+            let taken = at_once.feed(&bytes, |event| whole.push(event));
+            let mut pieces = Vec::new();
+            let mut in_pieces = SseDecoder::new(64);
+            let mut rest = &bytes[..];
+            let mut refused = false;
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (piece, others) = rest.split_at((*cut).min(rest.len()));
+                if in_pieces.feed(piece, |event| pieces.push(event)).is_err() {
+                    refused = true;
+                    break;
+                }
+                rest = others;
+            }
+            if !refused && taken.is_ok() {
+                proptest::prop_assert_eq!(whole, pieces);
+                proptest::prop_assert_eq!(at_once.last_id(), in_pieces.last_id());
+                proptest::prop_assert_eq!(at_once.retry(), in_pieces.retry());
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(chunks in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..40), 0..20)) {
+            let mut decoder = SseDecoder::new(50);
+            for chunk in chunks {
+                if decoder.feed(&chunk, |_| {}).is_err() {
+                    break;
+                }
+                proptest::prop_assert!(decoder.buffer.len() + decoder.data.as_ref().map_or(0, String::len) <= 50);
+            }
+        }
+    }
 }

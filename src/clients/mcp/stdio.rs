@@ -329,7 +329,7 @@ async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>,
             // A last line without its end was cut off.
             return Line::End;
         }
-        let end = bytes.iter().position(|&byte| byte == b'\n');
+        let end = memchr::memchr(b'\n', bytes);
         let part = &bytes[..end.unwrap_or(bytes.len())];
         if line.len() + part.len() <= limit && !too_long {
             line.extend_from_slice(part);

@@ -381,4 +381,18 @@ mod tests {
         let text = serde_json::to_string(&cancelled(3)).expect("it serialises");
         assert!(text.contains(r#""requestId":3"#), "{text}");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_message_or_none(text in r#"[\[{]?("(jsonrpc|id|method|params|result|error|code)":(1|null|"x"|\{|\}|\[|\]|-1|1e9|"\\u00e9")?,?){0,6}[\]}]{0,3}"#) {
+            if let Some(messages) = parse(&text) {
+                proptest::prop_assert!(serde_json::from_str::<Value>(&text).is_ok(), "{} {:?}", text, messages);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = parse(&String::from_utf8_lossy(&bytes));
+        }
+    }
 }
