@@ -207,6 +207,9 @@ fn sample(key: &Key) -> String {
         ("mcp.order", _) => String::from("s"),
         ("http.bind", _) => String::from("::1"),
         ("log.level", _) => String::from("WARN"),
+        (path, _) if [".issuer", ".token_endpoint", ".resource"].iter().any(|end| path.ends_with(end)) => {
+            String::from("https://h/")
+        }
         (path, _) if path.ends_with(".base_url") || path.ends_with(".url") => String::from("http://h/"),
         (_, Kind::Text | Kind::Secret | Kind::Url) => String::from("some-text"),
         (_, Kind::Bool) => String::from("true"),
@@ -226,6 +229,23 @@ fn every_key_can_be_set_by_its_long_name_and_by_a_flag() {
         let value = sample(key);
         assert_eq!(given().and_env(&[(&name, &value)]).good().source(key.path), environment(&name));
         assert_eq!(given().and_flag(key.path, &value).good().source(key.path).kind(), "flag", "{}", key.path);
+    }
+}
+
+/// What a member of a server's authentication cannot do without.
+fn beside_auth(member: &str) -> &'static str {
+    match member {
+        "token" | "token_file" => "mcp.servers.s.url = \"https://h/\"\n",
+        "client_id" => "mcp.servers.s.url = \"https://h/\"\nmcp.servers.s.auth.client_secret = \"x\"\n",
+        "client_secret" | "client_secret_file" | "private_key" | "private_key_file" | "token_endpoint_auth_method" => {
+            "mcp.servers.s.url = \"https://h/\"\nmcp.servers.s.auth.client_id = \"x\"\n"
+        }
+        "key_id" => {
+            "mcp.servers.s.url = \"https://h/\"\nmcp.servers.s.auth.client_id = \"x\"\nmcp.servers.s.auth.private_key = \"x\"\n"
+        }
+        _ => {
+            "mcp.servers.s.url = \"https://h/\"\nmcp.servers.s.auth.client_id = \"x\"\nmcp.servers.s.auth.client_secret = \"x\"\n"
+        }
     }
 }
 
@@ -253,6 +273,7 @@ fn every_key_can_be_set_in_a_file() {
             }
             "mcp.servers.s.url" | "mcp.servers.s.command" => "",
             path if path.ends_with("headers.X") => "mcp.servers.s.url = \"http://h/\"\n",
+            path if path.contains(".auth.") => beside_auth(path.rsplit('.').next().unwrap_or_default()),
             "llm.providers.s.kind" => "llm.providers.s.script = \"turns.yaml\"\nmcp.servers.s.command = \"true\"\n",
             _ => "mcp.servers.s.command = \"true\"\n",
         };
@@ -692,6 +713,84 @@ fn impossible_files_are_refused_by_key_and_line() {
         ),
         ("[mcp.servers.\"a b\"]\ncommand = \"a\"", "mcp.servers.\"a b\".command", 2, "of letters, digits"),
         ("[mcp.servers.a]\ncommand = \"a\"\nurls = \"b\"", "mcp.servers.a.urls", 3, "did you mean `url`?"),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\nauth = { token = \"s3cr3t\", token_file = \"b\" }",
+            "mcp.servers.a.auth.token",
+            3,
+            "only one of `token`, `token_file`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\nauth = { token = \"s3cr3t\", client_id = \"b\" }",
+            "mcp.servers.a.auth.client_id",
+            3,
+            "remove `token` or `client_id`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\nauth = { token = \"s3cr3t x\" }",
+            "mcp.servers.a.auth.token",
+            3,
+            "visible ASCII characters, without `Bearer`",
+        ),
+        (
+            "[mcp.servers.a]\ncommand = \"a\"\n[mcp.servers.a.auth]\ntoken = \"s3cr3t\"",
+            "mcp.servers.a.auth.token",
+            4,
+            "only for a server with `url`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\nheaders = { Authorization = \"x\" }\nauth = { token = \"s3cr3t\" }",
+            "mcp.servers.a.headers.Authorization",
+            3,
+            "is sent by mcp.servers.a.auth too",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"http://a/\"\nauth = { token = \"s3cr3t\" }",
+            "mcp.servers.a.url",
+            2,
+            "unencrypted; use https, or set `allow_http`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\nclient_secret = \"s3cr3t\"\nprivate_key_file = \"k\"",
+            "mcp.servers.a.auth.client_secret",
+            5,
+            "only one of `client_secret`, `private_key_file`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\nclient_secret = \"s3cr3t\"\nkey_id = \"k\"",
+            "mcp.servers.a.auth.key_id",
+            6,
+            "set `private_key_file`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\nclient_secret = \"s3cr3t\"\ntoken_endpoint_auth_method = \"private_key_jwt\"",
+            "mcp.servers.a.auth.token_endpoint_auth_method",
+            6,
+            "private_key_jwt needs `private_key_file`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\nclient_secret = \"s3cr3t\"\ntoken_endpoint_auth_method = \"none\"",
+            "mcp.servers.a.auth.token_endpoint_auth_method",
+            6,
+            "remove it or `client_secret`",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\nclient_secret = \"s3cr3t\"\nissuer = \"http://id/\"",
+            "mcp.servers.a.auth.issuer",
+            6,
+            "must be https",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\nclient_secret = \"s3cr3t\"\ntoken_endpoint = \"https://u:s3cr3t@id/\"",
+            "mcp.servers.a.auth.token_endpoint",
+            6,
+            "no user, no password",
+        ),
+        (
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\nclient_secret = \"s3cr3t\"\nscopes = [\"a\", \"b c\"]",
+            "mcp.servers.a.auth.scopes",
+            6,
+            "place 2 is no scope",
+        ),
         ("[redis]\nurl = \"h\"", "redis.url", 2, "must be the address of one server: host:port"),
         ("[redis]\nurl = \"me:secret@h:1\"", "redis.url", 2, "must be the address of one server"),
         ("[redis]\nurl = \"redis://:a@h:1\"\npassword = \"b\"", "redis.url", 2, "another password"),
@@ -702,6 +801,15 @@ fn impossible_files_are_refused_by_key_and_line() {
         let begin = format!("the configuration is refused: {key} ({}:{line}): ", path.display());
         let alike = refusal.starts_with(&begin) || refusal.starts_with(&begin.replace("A=B", "\"A=B\""));
         assert!(alike && refusal.contains(says), "{text:?}: {refusal}");
+        assert!(!refusal.contains("s3cr3t"), "{text:?}: {refusal}");
+    }
+    for (auth, key) in [
+        ("client_id = \"x\"", "client_secret_file (not set): a client needs"),
+        ("client_secret = \"x\"", "client_id (not set): OAuth needs the id"),
+        ("allow_http = true", "client_id (not set): nothing says how to authenticate"),
+    ] {
+        let refusal = Given::file(&format!("[mcp.servers.a]\nurl = \"https://a/\"\nauth = {{ {auth} }}")).refusal();
+        assert!(refusal.contains(&format!("mcp.servers.a.auth.{key}")), "{refusal}");
     }
     let refusal = Given::file("[mcp.servers.a]\nrequired = true").refusal();
     assert!(refusal.contains("mcp.servers.a.url (not set): a server needs `url`"), "{refusal}");
@@ -807,7 +915,8 @@ proptest! {
     fn a_secret_in_any_key_of_a_file_is_never_printed(secret in "zq[a-zA-Z0-9]{6}[a-zA-Z0-9,=:@%. {}'\\[-]{4,20}zq") {
         for key in KEYS {
             let path = key.path.replacen('*', "s", 1).replacen('*', "X", 1);
-            let need = if path.contains("headers") { "mcp.servers.s.url = \"http://h/\"\n" }
+            let need = if path.contains(".auth.") { beside_auth(path.rsplit('.').next().unwrap_or_default()) }
+                else if path.contains("headers") { "mcp.servers.s.url = \"http://h/\"\n" }
                 else if path.contains(".env") { "mcp.servers.s.command = \"c\"\n" } else { "" };
             for text in [format!("{need}{path} = \"{secret}\"\n"), format!("{need}{path} = {secret}\n"), format!("{need}{path} = [\"{secret}\"]\n")] {
                 let given = Given::file(&text);
@@ -845,6 +954,28 @@ fn a_secret_inside_an_address_is_never_printed() {
     assert_eq!(config.redis.password.expect("taken out of the address").expose_secret(), "hunter2");
 }
 
+#[test]
+fn what_is_left_to_trust_and_files_that_are_not_there_are_warned_of() {
+    let auth = |keys: &str| {
+        let given = Given::file(&format!(
+            "[mcp.servers.a]\nurl = \"https://a/\"\n[mcp.servers.a.auth]\nclient_id = \"x\"\n{keys}"
+        ));
+        given.good().warnings.join("\n")
+    };
+    let warnings = auth("client_secret_file = \"/nonexistent/secret\"");
+    assert!(
+        warnings.contains("mcp.servers.a.auth.client_secret_file: the file /nonexistent/secret is not there yet"),
+        "{warnings}"
+    );
+    assert!(warnings.contains("set mcp.servers.a.auth.issuer to fix it"), "{warnings}");
+    let pinned = auth("client_secret = \"x\"\nissuer = \"https://id\"");
+    assert!(!pinned.contains("mcp.servers.a"), "{pinned}");
+    let signed = auth("private_key = \"x\"");
+    assert!(!signed.contains("mcp.servers.a"), "a signature for one server is of no use to another: {signed}");
+    let mistaken = auth("client_secret_file = \"hunter2\"");
+    assert!(!mistaken.contains("hunter2"), "{mistaken}");
+}
+
 // --- show and check ---------------------------------------------------------------------------------------------
 
 const FULL: &str = r#"
@@ -860,6 +991,14 @@ env = { SECRET = "hunter2" }
 [mcp.servers.web]
 url = "http://web/mcp"
 headers = { authorization = "Bearer hunter2" }
+
+[mcp.servers.crm]
+url = "https://crm/mcp"
+
+[mcp.servers.crm.auth]
+client_id = "me"
+client_secret = "hunter2"
+issuer = "https://id/tenant?key=hunter2"
 "#;
 
 #[test]

@@ -269,7 +269,7 @@ fn secret_from_file(path: &OsStr) -> Result<String, String> {
 }
 
 /// A path in words. A secret that was put where its file's name belongs is no path, and is not repeated.
-fn shown(path: &OsStr) -> String {
+pub fn shown(path: &OsStr) -> String {
     let path = Path::new(path);
     let in_a_folder = path.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && folder.is_dir());
     if path.is_absolute() || path.starts_with(".") || path.starts_with("..") || in_a_folder {

@@ -7,6 +7,7 @@ pub mod error;
 pub mod file;
 pub mod layer;
 pub mod load;
+pub mod mcp_auth;
 pub mod mcp_servers;
 pub mod redis_addr;
 pub mod schema;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+pub use self::mcp_auth::{McpAuthConfig, TokenEndpointAuthMethod};
 use crate::domain::price::Price;
 use crate::retry::RetryPolicy;
 
@@ -393,6 +395,8 @@ pub struct McpServerConfig {
     pub env: BTreeMap<String, SecretString>,
     /// Headers of every request.
     pub headers: BTreeMap<String, SecretString>,
+    /// How we authenticate to a server over HTTP.
+    pub auth: Option<McpAuthConfig>,
     /// Tools that may be used; `*` matches any run of characters. Empty means all.
     pub allow: Vec<String>,
     /// Tools that may not be used; wins over `allow`.
@@ -436,6 +440,7 @@ impl Default for McpServerConfig {
             args: Vec::new(),
             env: BTreeMap::new(),
             headers: BTreeMap::new(),
+            auth: None,
             allow: Vec::new(),
             deny: Vec::new(),
             timeout: Duration::from_secs(60),

@@ -194,6 +194,9 @@ const PRICE: Kind = Kind::Number { unit: "US dollars for a million tokens" };
 /// When something is done that depends on the call.
 const WHEN: Kind = Kind::OneOf(&["auto", "always", "never"]);
 
+/// How a client may authenticate at a token endpoint.
+const AUTH_METHODS: &[&str] = &["client_secret_basic", "client_secret_post", "private_key_jwt", "none"];
+
 /// Every key there is, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
     key("worker.id", Kind::Text),
@@ -249,6 +252,20 @@ pub const KEYS: &[Key] = &[
     key("mcp.servers.*.args", Kind::List).or("[]"),
     key("mcp.servers.*.env.*", Kind::Secret),
     key("mcp.servers.*.headers.*", Kind::Secret),
+    key("mcp.servers.*.auth.token", Kind::Secret),
+    key("mcp.servers.*.auth.token_file", Kind::Text),
+    key("mcp.servers.*.auth.client_id", Kind::Text),
+    key("mcp.servers.*.auth.client_secret", Kind::Secret),
+    key("mcp.servers.*.auth.client_secret_file", Kind::Text),
+    key("mcp.servers.*.auth.private_key", Kind::Secret),
+    key("mcp.servers.*.auth.private_key_file", Kind::Text),
+    key("mcp.servers.*.auth.key_id", Kind::Text),
+    key("mcp.servers.*.auth.scopes", Kind::List),
+    key("mcp.servers.*.auth.issuer", Kind::Url),
+    key("mcp.servers.*.auth.token_endpoint", Kind::Url),
+    key("mcp.servers.*.auth.token_endpoint_auth_method", Kind::OneOf(AUTH_METHODS)),
+    key("mcp.servers.*.auth.resource", Kind::Url),
+    key("mcp.servers.*.auth.allow_http", Kind::Bool),
     key("mcp.servers.*.allow", Kind::List).or("[]"),
     key("mcp.servers.*.deny", Kind::List).or("[]"),
     key("mcp.servers.*.timeout", time(1)).or("60s"),

@@ -39,6 +39,10 @@ pub fn entries(config: &Config, merged: &Dict, sources: &BTreeMap<String, Source
         let pattern: Vec<&str> = key.path.split('.').collect();
         for path in expand(&pattern, merged) {
             let Some((name, section)) = path.split_last() else { continue };
+            // Most servers need no authentication: its keys are shown where there is a section of them.
+            if section.last().is_some_and(|name| name == "auth") && get(merged, section).is_none() {
+                continue;
+            }
             let value = match get(merged, &path) {
                 Some(value) if key.path.ends_with(".args") => Some(json!(masked_arguments(value))),
                 Some(value) => Some(shown(key.kind, value)),

@@ -10,10 +10,11 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
+use crate::config::env::shown;
 use crate::config::error::Problem;
 use crate::config::mcp_servers::is_name;
 use crate::config::source::{Source, dotted};
-use crate::config::{Config, LeaseConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind};
+use crate::config::{Config, LeaseConfig, McpAuthConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind};
 use crate::domain::node::nearest;
 
 /// Names that `tools.disable` may hold.
@@ -52,6 +53,19 @@ pub fn warnings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Stri
                 warnings.push(format!("provider {name} is scripted, so its key is not used"));
             }
             ProviderKind::Anthropic | ProviderKind::Scripted => {}
+        }
+    }
+    for (name, server) in &config.mcp.servers {
+        let Some(auth) = &server.auth else { continue };
+        let key = |member: &str| dotted(&["mcp", "servers", name, "auth", member]);
+        for (member, path) in auth.absent_files() {
+            warnings.push(format!("{}: {} is not there yet", key(member), shown(path.as_os_str())));
+        }
+        if auth.trusts_the_server() {
+            warnings.push(format!(
+                "the secret of the MCP server {name} goes to the authorization server that {name} names first; set {} to fix it",
+                key("issuer")
+            ));
         }
     }
     warnings
@@ -249,10 +263,34 @@ impl Check<'_> {
             }
             self.secret_header(&header, value);
         }
+        if let Some(auth) = &server.auth {
+            self.auth(server, auth, key);
+        }
         for (name, value) in &server.env {
             let variable = format!("{}.{}", key("env"), dotted(&[name]));
             if name.is_empty() || name.contains(['=', '\0']) || value.expose_secret().contains('\0') {
                 self.blame(&[&variable], "cannot be a variable of a process");
+            }
+        }
+    }
+
+    fn auth(&mut self, server: &McpServerConfig, auth: &McpAuthConfig, key: &dyn Fn(&str) -> String) {
+        let of = |member: &str| format!("{}.{member}", key("auth"));
+        if server.command.is_some() {
+            let first = auth.set().first().copied().unwrap_or("client_id");
+            return self
+                .blame(&[&of(first)], "means something only for a server with `url`; a child process has `env`");
+        }
+        if let Some(name) = server.headers.keys().find(|name| name.eq_ignore_ascii_case("authorization")) {
+            let header = format!("{}.{}", key("headers"), dotted(&[name]));
+            self.blame(&[&header], format!("is sent by {} too; remove one of them", key("auth")));
+        }
+        for finding in auth.findings(server.url.as_deref()) {
+            let keys: Vec<String> = finding.keys.iter().map(|member| of(member)).collect();
+            match keys.first() {
+                Some(first) if finding.missing => self.lacking(first.clone(), &finding.message),
+                Some(_) => self.blame(&keys.iter().map(String::as_str).collect::<Vec<_>>(), finding.message),
+                None => self.blame(&[&key("url")], finding.message),
             }
         }
     }

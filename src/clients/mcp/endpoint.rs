@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::timeout;
 
-use super::auth::Authorize;
+use super::auth::{self, Authorize};
 use super::error::McpError;
 use super::input::AnswerInput;
 use super::open;
@@ -32,12 +32,14 @@ pub(super) enum Known {
 }
 
 impl Endpoint {
-    /// A server as it is configured, with nobody who authorises requests beside the configured headers.
+    /// A server as it is configured, its authentication included.
     pub fn new(name: &str, config: McpServerConfig) -> Self {
-        Self { server: Arc::from(name), config, authorize: None, answers: None, known: Mutex::default() }
+        let server = Arc::from(name);
+        let authorize = auth::configured(&server, &config);
+        Self { server, config, authorize, answers: None, known: Mutex::default() }
     }
 
-    /// The same, with somebody who authorises its requests over HTTP.
+    /// The same, with somebody else who authorises its requests over HTTP.
     #[must_use]
     pub fn authorized(mut self, authorize: Arc<dyn Authorize>) -> Self {
         self.authorize = Some(authorize);

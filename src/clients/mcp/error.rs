@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
+use super::auth::AuthError;
 use super::era::{HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION};
 use super::wire::INVALID_PARAMS;
 use crate::domain::outcome::{Category, Failure};
@@ -144,6 +145,15 @@ pub enum McpError {
         /// The bound, in bytes or pieces.
         limit: usize,
     },
+    /// No token that the server would take.
+    #[error(transparent)]
+    Auth(Box<AuthError>),
+}
+
+impl From<AuthError> for McpError {
+    fn from(error: AuthError) -> Self {
+        Self::Auth(Box::new(error))
+    }
 }
 
 impl McpError {
@@ -161,7 +171,8 @@ impl McpError {
             | Self::Spawn { .. }
             | Self::Connect { .. }
             | Self::VersionRefused { .. }
-            | Self::UnsupportedVersion { .. } => false,
+            | Self::UnsupportedVersion { .. }
+            | Self::Auth(_) => false,
         }
     }
 
@@ -176,6 +187,7 @@ impl McpError {
             Self::Connect { .. } | Self::Closed { .. } | Self::TimedOut { .. } | Self::SessionLost { .. } => {
                 Retry::After(None)
             }
+            Self::Auth(error) => error.retry(),
             Self::Http { status: 408 | 429 | 500..=599, retry_after, .. } => Retry::After(*retry_after),
             Self::Rpc { code: INTERNAL_ERROR, .. } => Retry::After(None),
             Self::Spawn { source, .. } if source.kind() == io::ErrorKind::WouldBlock => Retry::After(None),
@@ -210,6 +222,7 @@ impl McpError {
             | Self::VersionRefused { .. }
             | Self::Rpc { code: MISSING_CAPABILITY, .. }
             | Self::Http { status: 401 | 403, .. } => Category::Configuration,
+            Self::Auth(error) => error.lasting_category(),
             Self::Rpc { code: INVALID_PARAMS, .. } => Category::Validation,
             Self::Rpc { .. }
             | Self::Http { .. }
@@ -240,6 +253,7 @@ impl McpError {
             Self::UnsupportedVersion { .. } | Self::VersionRefused { .. } => "mcp_unsupported_version",
             Self::Protocol { .. } => "mcp_protocol_error",
             Self::TooLarge { .. } => "mcp_too_large",
+            Self::Auth(error) => error.code(),
         }
     }
 }

@@ -27,8 +27,10 @@ use super::mirror;
 use super::service::{Flight, FlightPlan, NoBatches};
 use super::wire;
 
+pub(super) use link::is_loopback;
 use link::{HttpLink, media_type};
 pub(super) use old::OldSseService;
+pub(super) use refusal::retry_after;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");

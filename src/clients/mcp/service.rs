@@ -148,6 +148,11 @@ impl Flight {
         self.0.sent.store(true, Ordering::Release);
     }
 
+    /// The server sent the request back unread.
+    pub(super) fn come_back(&self) {
+        self.0.sent.store(false, Ordering::Release);
+    }
+
     /// Whether the server may have seen the request.
     pub(super) fn has_left(&self) -> bool {
         self.0.sent.load(Ordering::Acquire)

@@ -105,6 +105,8 @@ impl HttpLink {
             let Some(again) = again.filter(|_| is_challenge(&response) && challenges <= MAX_CHALLENGES) else {
                 return Ok(response);
             };
+            // Whoever is refused so was not served: if it ends in here, nothing has run.
+            flight.come_back();
             let said = response.headers().get_all(WWW_AUTHENTICATE).iter();
             let challenge = Challenge {
                 status: response.status().as_u16(),
@@ -162,7 +164,8 @@ fn same_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
     if keeps_body && stays && previous.len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether an address leads to this machine.
+pub(in super::super) fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(|host| {
         let host = host.trim_matches(['[', ']']);
         host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
