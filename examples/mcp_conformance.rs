@@ -1,11 +1,16 @@
 //! The client under test for the official conformance suite of the Model Context Protocol: a thin shell around the
 //! library's MCP client. The suite gives the server's URL as the last argument and the scenario in the environment.
 
+#[path = "conformance/authorization.rs"]
+mod authorization;
+#[path = "conformance/code_grant.rs"]
+mod code_grant;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use da_node_executor::clients::mcp::{AnswerInput, CallMeta, Endpoint, Session};
+use da_node_executor::clients::mcp::{AnswerInput, CallMeta, Session};
 use da_node_executor::config::McpServerConfig;
 use da_node_executor::domain::ids::{GraphId, NodeId, RunId};
 use da_node_executor::domain::tool::Arguments;
@@ -28,7 +33,7 @@ async fn main() -> anyhow::Result<()> {
         Err(_) => Value::Null,
     };
     let config = McpServerConfig { url: Some(url), connect_timeout: LIMIT, ..McpServerConfig::default() };
-    let mut endpoint = Endpoint::new("conformance", config);
+    let mut endpoint = authorization::endpoint(&scenario, &context, config)?;
     if matches!(&*scenario, "sep-2322-client-request-state" | "elicitation-sep1034-client-defaults") {
         endpoint = endpoint.answered(Arc::new(Accept));
     }

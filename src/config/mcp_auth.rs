@@ -64,7 +64,7 @@ pub struct McpAuthConfig {
     pub token_endpoint: Option<String>,
     /// How we authenticate there; the best that both sides can by default.
     pub token_endpoint_auth_method: Option<TokenEndpointAuthMethod>,
-    /// What tokens are for; what the MCP server calls itself by default.
+    /// What tokens are for; what the MCP server calls itself by default. Empty leaves it out of the requests.
     pub resource: Option<String>,
     /// Whether tokens may go unencrypted to other machines.
     pub allow_http: bool,
@@ -222,12 +222,12 @@ impl McpAuthConfig {
                 None => findings.wrong(&[key], "must be an address such as https://id.example.com/tenant".to_owned()),
             }
         }
-        if self
-            .resource
-            .as_ref()
-            .is_some_and(|text| Url::parse(text).is_ok_and(|url| url.fragment().is_some()) || Url::parse(text).is_err())
-        {
-            findings.wrong(&["resource"], "must be an absolute address without a fragment".to_owned());
+        let absolute = |text: &String| text.is_empty() || Url::parse(text).is_ok_and(|url| url.fragment().is_none());
+        if !self.resource.as_ref().is_none_or(absolute) {
+            findings.wrong(
+                &["resource"],
+                "must be an absolute address without a fragment, or empty to send none".to_owned(),
+            );
         }
     }
 

@@ -222,6 +222,7 @@ pub async fn call(session: &Session, tool: &str) -> Result<ToolOutput, McpError>
         run_id: RunId::new("r-1").expect("an id"),
         idempotency_key: String::from("r-1/0/1/0"),
         traceparent: None,
+        progress: None,
         deadline: Instant::now() + PATIENCE,
     };
     session.call_tool(tool, &Arguments::default(), meta).await
@@ -275,13 +276,33 @@ impl Respond for IdResponder {
             let usual = json!({
                 "issuer": base,
                 "token_endpoint": format!("{base}/token"),
+                "authorization_endpoint": format!("{base}/authorize"),
+                "registration_endpoint": format!("{base}/register"),
+                "code_challenge_methods_supported": ["S256"],
+                "authorization_response_iss_parameter_supported": true,
                 "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "private_key_jwt"],
                 "grant_types_supported": ["client_credentials", "refresh_token"],
             });
             return with_changes(usual, &rules.metadata);
         }
-        if path != "/token" {
-            return ResponseTemplate::new(404);
+        match path.as_str() {
+            "/token" => {}
+            // Whoever comes is known by the address of who registered it.
+            "/register" => {
+                return ResponseTemplate::new(201)
+                    .set_body_json(json!({"client_id": base, "client_secret": "r3g1stered"}));
+            }
+            // Nobody has to log in here.
+            "/authorize" => {
+                let query: BTreeMap<String, String> = request.url.query_pairs().into_owned().collect();
+                let mut back = url::Url::parse(&query["redirect_uri"]).expect("an address");
+                back.query_pairs_mut()
+                    .append_pair("code", "c0de")
+                    .append_pair("iss", &base)
+                    .append_pair("state", &query["state"]);
+                return ResponseTemplate::new(302).insert_header("location", back.as_str());
+            }
+            _ => return ResponseTemplate::new(404),
         }
         let form: BTreeMap<String, String> = form_urlencoded::parse(&request.body).into_owned().collect();
         let authorization = request.headers.get("authorization").and_then(|value| value.to_str().ok());
@@ -291,11 +312,12 @@ impl Respond for IdResponder {
             return instead.clone().set_delay(delay);
         }
         let refused = |error: &str| ResponseTemplate::new(400).set_body_json(json!({"error": error}));
-        if !knows(&asked) {
+        if !knows(&asked, &base) {
             return ResponseTemplate::new(401).set_body_json(json!({"error": "invalid_client"}));
         }
         match form.get("grant_type").map(String::as_str) {
             Some("client_credentials") => {}
+            Some("authorization_code") if form.get("code").map(String::as_str) == Some("c0de") => {}
             Some("refresh_token") if rules.refreshable => {}
             Some("refresh_token") => return refused("invalid_grant"),
             _ => return refused("unsupported_grant_type"),
@@ -320,11 +342,13 @@ impl Respond for IdResponder {
 }
 
 /// Whether the client has said who it is. Signatures are checked where they are made.
-fn knows(asked: &Asked) -> bool {
+fn knows(asked: &Asked, base: &str) -> bool {
     let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", encode("me"), encode(SECRET))));
+    let basic =
+        |id, secret| Some(format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", encode(id), encode(secret)))));
     let form = |name: &str| asked.form.get(name).map(String::as_str);
-    asked.authorization.as_deref() == Some(&basic)
+    asked.authorization == basic("me", SECRET)
+        || asked.authorization == basic(base, "r3g1stered")
         || (form("client_id") == Some("me") && form("client_secret") == Some(SECRET))
         || form("client_assertion").is_some()
         || form("client_id") == Some("public")

@@ -131,7 +131,8 @@ impl Verdict {
             | McpError::SessionLost { .. }
             | McpError::UnsupportedVersion { .. }
             | McpError::InputRequired { .. }
-            | McpError::TooLarge { .. } => Self::Unclear,
+            | McpError::TooLarge { .. }
+            | McpError::Auth(_) => Self::Unclear,
         }
     }
 }

@@ -53,7 +53,9 @@ impl ClientCredentials {
         let proof = self.proof(ask.server, ask.deadline).await?;
         let sent = form.iter().find(|(name, _)| *name == "refresh_token");
         let redact = sent.into_iter().fold(proof.redact, |redact, (_, token)| redact.also(token));
-        form.push(("resource", SecretString::from(ask.resource)));
+        if !ask.resource.is_empty() {
+            form.push(("resource", SecretString::from(ask.resource)));
+        }
         form.extend(proof.form);
         let pairs = form.iter().map(|(name, value)| (*name, value.expose_secret()));
         let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();

@@ -134,6 +134,14 @@ impl AuthError {
         }
     }
 
+    /// The same some time later: of a wait that was asked for, this much is left.
+    pub(super) fn waiting(mut self, left: Duration) -> Self {
+        if let Self::Unavailable { retry_after: Some(wait), .. } = &mut self {
+            *wait = left;
+        }
+        self
+    }
+
     /// The stable name of the cause.
     pub fn code(&self) -> &'static str {
         match self {

@@ -8,13 +8,17 @@ use std::time::{Duration, Instant};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 use tokio::time::timeout_at;
+use url::Origin;
 
 use super::error::AuthError;
 use crate::clients::mcp::error::root_cause;
 use crate::clients::mcp::http::{is_loopback, retry_after};
+use crate::config::McpAuthConfig;
 
 /// Bytes of one document or one token answer.
 const MAX_BODY: usize = 256 * 1024;
+/// Bytes of an address that somebody names.
+const MAX_ADDRESS: usize = 2048;
 
 /// Speaks to authorization servers for one MCP server.
 pub(super) struct Fetch {
@@ -24,6 +28,8 @@ pub(super) struct Fetch {
     allow_http: bool,
     /// Whether the MCP server is on this machine: only then may it name other places on it.
     local: bool,
+    /// Where the operator's own issuer is: what that names there is as good as itself.
+    vouched: Option<Origin>,
     /// Made when they are first needed; most servers need none or one of them.
     direct: OnceLock<Client>,
     proxied: OnceLock<Client>,
@@ -41,9 +47,17 @@ pub(super) struct Reply {
 
 impl Fetch {
     /// For the MCP server at this address.
-    pub(super) fn new(server: Arc<str>, url: Option<&Url>, connect_timeout: Duration, allow_http: bool) -> Self {
-        let local = url.is_some_and(is_loopback);
-        Self { server, connect_timeout, allow_http, local, direct: OnceLock::new(), proxied: OnceLock::new() }
+    pub(super) fn new(server: Arc<str>, url: Option<&Url>, connect_timeout: Duration, auth: &McpAuthConfig) -> Self {
+        let issuer = auth.issuer.as_deref().and_then(|issuer| Url::parse(issuer).ok());
+        Self {
+            server,
+            connect_timeout,
+            allow_http: auth.allow_http,
+            local: url.is_some_and(is_loopback),
+            vouched: issuer.map(|issuer| issuer.origin()),
+            direct: OnceLock::new(),
+            proxied: OnceLock::new(),
+        }
     }
 
     /// An address that somebody else named, if it may be asked at all.
@@ -52,6 +66,9 @@ impl Fetch {
             let problem = format!("its {what} {problem}");
             AuthError::Untrusted { server: Arc::clone(&self.server), problem }
         };
+        if text.len() > MAX_ADDRESS {
+            return Err(untrusted(&format!("has more than {MAX_ADDRESS} bytes")));
+        }
         let url = Url::parse(text).map_err(|_| untrusted("is no address"))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(untrusted("is no http or https address"));
@@ -59,8 +76,14 @@ impl Fetch {
         if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
             return Err(untrusted("has a user, a password or a fragment in it"));
         }
-        let safe = url.scheme() == "https" || self.allow_http || (self.local && is_loopback(&url));
-        if !safe {
+        if self.vouched.as_ref() == Some(&url.origin()) || (self.local && is_loopback(&url)) {
+            return Ok(url);
+        }
+        // A server elsewhere has no business with what listens here.
+        if is_loopback(&url) {
+            return Err(untrusted(&format!("at {} is on this machine, and the server is not", place(&url))));
+        }
+        if url.scheme() != "https" && !self.allow_http {
             return Err(untrusted(&format!("at {} is not https", place(&url))));
         }
         Ok(url)
@@ -169,19 +192,21 @@ pub(super) async fn within<F: Future>(deadline: Instant, work: F) -> Option<F::O
 mod tests {
     use super::*;
 
-    fn fetch(server: &str, allow_http: bool) -> Fetch {
+    fn fetch(server: &str, auth: &McpAuthConfig) -> Fetch {
         let url = Url::parse(server).expect("an address");
-        Fetch::new(Arc::from("crm"), Some(&url), Duration::from_secs(1), allow_http)
+        Fetch::new(Arc::from("crm"), Some(&url), Duration::from_secs(1), auth)
     }
 
     #[test]
     fn only_encrypted_addresses_are_asked_or_those_of_a_machine_that_speaks_of_itself() {
-        let remote = fetch("https://mcp.example.com/mcp", false);
+        let auth = McpAuthConfig::default();
+        let remote = fetch("https://mcp.example.com/mcp", &auth);
         assert!(remote.named("issuer", "https://id.example.com/tenant").is_ok());
         for (text, why) in [
             ("http://id.example.com", "not https"),
-            ("http://127.0.0.1:80/", "not https"),
-            ("http://[::1]/", "not https"),
+            ("http://127.0.0.1:80/", "on this machine"),
+            ("https://[::1]/", "on this machine"),
+            ("https://localhost/", "on this machine"),
             ("file:///etc/passwd", "no http"),
             ("ftp://id.example.com", "no http"),
             ("javascript:alert(1)", "no http"),
@@ -193,9 +218,15 @@ mod tests {
             assert!(error.contains(why), "{error}");
             assert!(!error.contains("pw@"), "{error}");
         }
-        let local = fetch("http://localhost:1/mcp", false);
+        assert!(remote.named("issuer", &format!("https://id/{}", "x".repeat(3000))).is_err(), "it would fill the logs");
+        let local = fetch("http://localhost:1/mcp", &auth);
         assert!(local.named("issuer", "http://127.0.0.1:80/").is_ok());
         assert!(local.named("issuer", "http://id.example.com").is_err());
-        assert!(fetch("http://mcp/mcp", true).named("issuer", "http://id.example.com").is_ok());
+        let lax = McpAuthConfig { allow_http: true, ..McpAuthConfig::default() };
+        assert!(fetch("http://mcp/mcp", &lax).named("issuer", "http://id.example.com").is_ok());
+        let own = McpAuthConfig { issuer: Some(String::from("http://localhost:9/realm")), ..McpAuthConfig::default() };
+        let vouched = fetch("https://mcp.example.com/mcp", &own);
+        assert!(vouched.named("token endpoint", "http://localhost:9/realm/token").is_ok());
+        assert!(vouched.named("token endpoint", "http://localhost:8/realm/token").is_err());
     }
 }

@@ -94,7 +94,7 @@ impl OAuth {
 
     fn fetch(server: &Arc<str>, config: &McpServerConfig, auth: &McpAuthConfig) -> Arc<Fetch> {
         let url = config.url.as_deref().and_then(|url| Url::parse(url).ok());
-        Arc::new(Fetch::new(Arc::clone(server), url.as_ref(), config.connect_timeout, auth.allow_http))
+        Arc::new(Fetch::new(Arc::clone(server), url.as_ref(), config.connect_timeout, auth))
     }
 
     fn build(
@@ -143,7 +143,7 @@ impl OAuth {
         if let Some(failed) = &state.failure
             && (failed.at >= arrived || Instant::now() < failed.until)
         {
-            return Err(failed.error.clone());
+            return Err(failed.error.clone().waiting(failed.until.saturating_duration_since(Instant::now())));
         }
         match cause {
             Cause::Ended => self.replace(&mut state, current.as_deref()).await,
