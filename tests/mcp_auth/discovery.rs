@@ -134,22 +134,41 @@ async fn an_outage_during_discovery_is_tried_again() {
     }
 }
 
+/// Makes one of the parties hang.
+fn hang(world: &World, whose: &str) {
+    let hanging = ResponseTemplate::new(200).set_delay(Duration::from_secs(600));
+    match whose {
+        "resource" => world.wants().metadata_instead = Some(hanging),
+        "server" => world.id.rules().metadata_instead = Some(hanging),
+        _ => world.id.rules().delay = Duration::from_secs(600),
+    }
+}
+
 #[tokio::test]
-async fn whoever_hangs_is_named_and_does_not_hold_us_up() {
+async fn whoever_hangs_is_named_and_does_not_hold_a_call_up() {
     for whose in ["resource", "server", "token"] {
         let world = World::start().await;
-        let hanging = ResponseTemplate::new(200).set_delay(Duration::from_secs(600));
-        match whose {
-            "resource" => world.wants().metadata_instead = Some(hanging),
-            "server" => world.id.rules().metadata_instead = Some(hanging),
-            _ => world.id.rules().delay = Duration::from_secs(600),
-        }
+        let session = open(&world.endpoint_with(world.auth(), Duration::from_secs(4))).await;
+        world.id.revoke();
+        hang(&world, whose);
         let started = Instant::now();
-        let refused = refusal(&world.endpoint_with(world.auth(), Duration::from_secs(2))).await;
+        let refused = failure(&session, "any").await;
         assert!(started.elapsed() < Duration::from_secs(10), "{whose}: {:?}", started.elapsed());
         assert_eq!((refused.category, &*refused.code), (Category::Retriable, "mcp_auth_unavailable"), "{refused}");
         let who = if whose == "resource" { world.mcp.uri() } else { world.id.http.uri() };
         assert!(refused.message.contains(&who) && refused.message.contains("no answer in time"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_hangs_does_not_hold_the_opening_of_a_session_up() {
+    for whose in ["resource", "server", "token"] {
+        let world = World::start().await;
+        hang(&world, whose);
+        let started = Instant::now();
+        let refused = refusal(&world.endpoint_with(world.auth(), Duration::from_secs(2))).await;
+        assert!(started.elapsed() < Duration::from_secs(10), "{whose}: {:?}", started.elapsed());
+        assert_eq!(refused.category, Category::Retriable, "{refused}");
     }
 }
 
