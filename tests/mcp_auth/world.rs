@@ -222,6 +222,7 @@ pub async fn call(session: &Session, tool: &str) -> Result<ToolOutput, McpError>
         run_id: RunId::new("r-1").expect("an id"),
         idempotency_key: String::from("r-1/0/1/0"),
         traceparent: None,
+        timeout: None,
         progress: None,
         deadline: Instant::now() + PATIENCE,
     };
