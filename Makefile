@@ -36,6 +36,11 @@ test: ## Set up what is missing, run every test
 	    $(CARGO) test --locked --no-fail-fast && $(CARGO) test $(FAULTS); \
 	fi
 
+.PHONY: conformance
+conformance: ## The official suite of the Model Context Protocol against our client; part of `make test` too
+	@scripts/setup
+	$(CARGO) test --locked --test mcp_conformance
+
 .PHONY: soak
 soak: ## The fault suite at length (half an hour); ITEMS, KILLS, REDIS_FAULTS, LONG_PAUSES, WORKERS, SEED change it
 	@scripts/setup

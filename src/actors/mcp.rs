@@ -284,7 +284,7 @@ impl Server {
         let fresh = match listing.fresh_for {
             Some(fresh) if !fresh.is_zero() => Some(fresh),
             // It tells when they change; nobody has to ask.
-            Some(_) | None if session.info().tells_changes => None,
+            Some(_) | None if session.tells_changes() => None,
             Some(_) | None => Some(ASSUMED_FRESH),
         };
         let (listed, hidden): (Vec<_>, Vec<_>) =

@@ -27,3 +27,4 @@ mod shutdown;
 mod status;
 mod supervision;
 mod takeover;
+mod tool_servers;

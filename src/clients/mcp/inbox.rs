@@ -1,7 +1,7 @@
 //! What a server sends unasked, the same for every transport: notifications, and requests that we answer or decline.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -19,6 +19,8 @@ pub(super) struct Inbox {
     server: Arc<str>,
     answers: Option<Arc<dyn AnswerInput>>,
     tools_changed: AtomicU64,
+    /// Whether there is a way by which the server can tell of changes now.
+    hears: AtomicBool,
     noise: AtomicU64,
     closed: CancellationToken,
     /// The requests under way whose progress counts.
@@ -44,6 +46,7 @@ impl Inbox {
             server,
             answers,
             tools_changed: AtomicU64::new(0),
+            hears: AtomicBool::new(false),
             noise: AtomicU64::new(0),
             closed: CancellationToken::new(),
             flights: Mutex::default(),
@@ -80,6 +83,16 @@ impl Inbox {
         self.tools_changed.load(Ordering::Acquire)
     }
 
+    /// The way by which the server can tell of changes is open, or is not.
+    pub(super) fn listens(&self, open: bool) {
+        self.hears.store(open, Ordering::Release);
+    }
+
+    /// Whether the server can tell of changes now.
+    pub(super) fn hears(&self) -> bool {
+        self.hears.load(Ordering::Acquire)
+    }
+
     /// The tools may have changed.
     pub(super) fn change_tools(&self) {
         self.tools_changed.fetch_add(1, Ordering::AcqRel);
@@ -93,7 +106,10 @@ impl Inbox {
                 tracing::debug!(mcp.server = %self.server, "tools changed");
             }
             // Until now a change was not told, so there may have been one.
-            ("notifications/subscriptions/acknowledged", _) => self.change_tools(),
+            ("notifications/subscriptions/acknowledged", _) => {
+                self.listens(true);
+                self.change_tools();
+            }
             (_, Some(note)) => {
                 let flight = self.flights().get(&note.progress_token).cloned();
                 if let Some(flight) = flight {

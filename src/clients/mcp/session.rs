@@ -52,10 +52,10 @@ impl Session {
         let Line { transport, client, inbox } = line;
         let client = Arc::new(client);
         match info.era {
-            Era::Legacy => transport.listen(),
+            Era::Legacy => transport.listen(&inbox),
             Era::Modern if info.tells_changes => {
-                let (client, closed) = (Arc::clone(&client), inbox.closed().clone());
-                tokio::spawn(async move { closed.run_until_cancelled(listen(&client)).await });
+                let (client, inbox) = (Arc::clone(&client), Arc::clone(&inbox));
+                tokio::spawn(async move { inbox.closed().run_until_cancelled(listen(&client, &inbox)).await });
             }
             Era::Modern => {}
         }
@@ -78,6 +78,11 @@ impl Session {
     /// Who the server says it is.
     pub fn info(&self) -> &ServerInfo {
         &self.info
+    }
+
+    /// Whether the server tells when its tools change, and we can hear it.
+    pub fn tells_changes(&self) -> bool {
+        self.info.tells_changes && self.inbox.hears()
     }
 
     /// How often the server said that its tools changed: a list that was read at another count is out of date.
@@ -127,10 +132,12 @@ impl Drop for Session {
 }
 
 /// Asks a modern server to tell of changes, again when it stops to.
-async fn listen(client: &Client<Layered>) {
+async fn listen(client: &Client<Layered>, inbox: &Inbox) {
     let mut failures = 0;
     loop {
-        match client.listen().await {
+        let ended = client.listen().await;
+        inbox.listens(false);
+        match ended {
             // It ended in order, or it broke: either way we missed what happens until it is opened again.
             Ok(()) => failures = 0,
             Err(error) if error.retry() == Retry::Never => {
@@ -175,10 +182,11 @@ impl Transport {
         }
     }
 
-    fn listen(&self) {
+    fn listen(&self, inbox: &Inbox) {
         match self {
             Self::Http(http) => http.listen(),
-            Self::OldSse(_) | Self::Stdio(_) => {}
+            // Whatever the server tells comes by the one way that there is.
+            Self::OldSse(_) | Self::Stdio(_) => inbox.listens(true),
         }
     }
 

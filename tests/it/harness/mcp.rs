@@ -94,3 +94,8 @@ fn launch(command: &[String], port: u16) -> Child {
     }
     child
 }
+
+/// A FastMCP server whose tool `wait` takes its time and tells how far it has come; over stdio.
+pub fn slow() -> Vec<String> {
+    servers::python("mcp/fastmcp_server.py")
+}

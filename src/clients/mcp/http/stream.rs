@@ -140,9 +140,16 @@ impl Inner {
             let last = decoder.last_id().and_then(|last| HeaderValue::from_str(last).ok());
             match self.open_stream(last).await {
                 Ok(stream) if stream.status().is_success() && media_type(&stream) == EVENT_STREAM => {
+                    self.inbox().listens(true);
+                    if opened && decoder.last_id().is_none() {
+                        // Nobody told us what changed while the stream was broken.
+                        self.inbox().change_tools();
+                    }
                     opened = true;
                     let mut total = 0;
-                    if self.drain(stream, &mut decoder, &mut total, None, Awaited::News).await.is_err() {
+                    let drained = self.drain(stream, &mut decoder, &mut total, None, Awaited::News).await;
+                    self.inbox().listens(false);
+                    if drained.is_err() {
                         break;
                     }
                     fruitless = if total > 0 { 0 } else { fruitless + 1 };

@@ -1,0 +1,86 @@
+//! What the worker tells of its tool servers, what it goes on with while one is away, and the progress of long calls.
+
+use serde_json::{Value, json};
+
+use crate::harness::bed::Bed;
+use crate::harness::eventually;
+use crate::harness::mcp;
+use crate::harness::model::Model;
+
+async fn told(worker: &crate::harness::worker::Worker, name: &str) -> Value {
+    let servers = worker.get("/api/mcp").await.json()["servers"].clone();
+    let servers = servers.as_array().expect("a list");
+    servers.iter().find(|server| server["name"] == name).expect("it is configured").clone()
+}
+
+fn tool(node: &str, tool: &str, with: Value) -> Value {
+    let config = json!({"tool_name": tool, "tool_params": with});
+    json!({"graph_id": "g", "node_id": node, "inputs": {}, "config": config})
+}
+
+#[tokio::test]
+async fn the_state_of_each_tool_server_is_told_by_the_api_and_the_metrics() {
+    let bed = Bed::new().await;
+    let mut server = mcp::HttpServer::fastmcp();
+    let mut away = mcp::HttpServer::fastmcp();
+    let file = mcp::http("sums", &server) + &mcp::http("away", &away);
+    away.kill();
+    let worker = bed.worker("w1").file(&file).start().ready().await;
+    let idle = told(&worker, "sums").await;
+    assert_eq!((&idle["state"], &idle["era"], &idle["tools"]), (&json!("idle"), &Value::Null, &Value::Null), "{idle}");
+
+    bed.run(&tool("a", "sums/add", json!({"a": 1, "b": 1}))).await.output();
+    let up = told(&worker, "sums").await;
+    assert_eq!((&up["state"], &up["transport"]), (&json!("up"), &json!("http")), "{up}");
+    assert_eq!((&up["era"], &up["protocol_version"]), (&json!("legacy"), &json!("2025-11-25")), "{up}");
+    assert!(up["tools"].as_u64().is_some_and(|tools| tools > 0) && up["latency_ms"].is_u64(), "{up}");
+    assert_eq!((&up["connects"], &up["in_flight"], &up["last_error"]), (&json!(1), &json!(0), &Value::Null), "{up}");
+    assert!(worker.metric("executor_mcp_server_tools", &["sums"]).await > 0.0);
+    assert!((worker.metric("executor_mcp_server_era", &["sums", "legacy", "2025-11-25"]).await - 1.0).abs() < 0.1);
+
+    let item = json!({"tool_name": "away/add", "tool_params": {"a": 1, "b": 1}, "retry": {"max_attempts": 1}});
+    let event = bed.run(&json!({"graph_id": "g", "node_id": "b", "inputs": {}, "config": item})).await;
+    assert_eq!(event["type"], "node.failed");
+    let down = told(&worker, "away").await;
+    assert_eq!((&down["state"], &down["last_error"]["code"]), (&json!("down"), &json!("mcp_unreachable")), "{down}");
+    assert!(worker.metric("executor_mcp_server_errors_total", &["away", "mcp_unreachable"]).await >= 1.0);
+    server.kill();
+}
+
+#[tokio::test]
+async fn a_node_goes_on_with_the_tools_that_are_known_while_their_server_is_away() {
+    let bed = Bed::new().await;
+    let model = Model::start("rules: [{match: {prompt: hello}, reply: {text: hi}}]");
+    let mut server = mcp::HttpServer::fastmcp();
+    let _worker = bed.worker_with_model("w1", &model).file(&mcp::http("sums", &server)).start().ready().await;
+    let agent = |node: &str| {
+        let config = json!({"task": "hello", "tools": ["sums/*"], "llm_config": {}});
+        json!({"graph_id": "g", "node_id": node, "inputs": {}, "config": config})
+    };
+    assert_eq!(bed.run(&agent("a")).await.output()["result"], "hi");
+    server.kill();
+    assert_eq!(bed.run(&agent("b")).await.output()["result"], "hi");
+}
+
+#[tokio::test]
+async fn the_progress_of_a_call_is_told_while_it_runs() {
+    let bed = Bed::new().await;
+    let server = mcp::stdio("slow", &mcp::slow(), &["stdio"]);
+    let _worker = bed.worker("w1").file(&server).start().ready().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    bed.run(&tool("a", "slow/wait", json!({"seconds": 2, "log": folder.path().join("log")}))).await.output();
+    let steps: Vec<Value> = eventually("the end of the call is told", async || {
+        let entries = bed.entries(&bed.key("events:tool.executed")).await;
+        let steps: Vec<Value> =
+            entries.iter().map(|entry| serde_json::from_slice(&entry[0].1).expect("events are JSON")).collect();
+        steps.iter().any(|step| step["data"]["duration_ms"].is_u64()).then_some(steps)
+    })
+    .await;
+    let (progress, ends): (Vec<&Value>, Vec<&Value>) =
+        steps.iter().partition(|step| step["data"]["progress"].is_object());
+    assert_eq!(ends.len(), 1, "{steps:?}");
+    assert!((1..=6).contains(&progress.len()), "at most twice a second: {steps:?}");
+    assert!(
+        progress.iter().all(|step| step["data"]["tool"] == "slow/wait" && step["data"]["progress"]["total"] == 10.0)
+    );
+}
