@@ -205,6 +205,8 @@ fn sample(key: &Key) -> String {
         ("tools.disable", _) => String::from("template"),
         ("tools.http_request.allow", _) => String::from("*.example.com,h:80"),
         ("mcp.order", _) => String::from("s"),
+        ("mcp.config", _) => String::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/mcp.json")),
+        ("http.admin_token", _) => String::from("sixteen-or-longer"),
         ("http.bind", _) => String::from("::1"),
         ("log.level", _) => String::from("WARN"),
         (path, _) if [".issuer", ".token_endpoint", ".resource"].iter().any(|end| path.ends_with(end)) => {
@@ -597,6 +599,165 @@ fn a_provider_takes_what_it_leaves_out_from_the_defaults() {
     assert_eq!(members(&config.llm.providers["anthropic"]), members(&ProviderConfig::default()));
 }
 
+/// A file with servers as desktop clients have it, beside a configuration that names it.
+fn desktop(json: &str, toml: &str) -> Given {
+    let mut given = Given::file("");
+    let folder = given.folder.as_ref().expect("a folder").path().to_owned();
+    let list = folder.join("mcp.json");
+    fs::write(&list, json).expect("a file");
+    let toml = format!("[mcp]\nconfig = {:?}\n{toml}", list.display().to_string());
+    fs::write(given.options.file.as_ref().expect("a file"), toml).expect("a file");
+    given.options.env.insert(OsString::from("TOKEN"), OsString::from("hunter2"));
+    given
+}
+
+#[test]
+fn the_file_of_a_desktop_client_lists_servers() {
+    let json = r#"{
+        "globalShortcut": "Ctrl+Space",
+        "mcpServers": {
+            "files": {
+                "command": "npx", "args": ["-y", "server-filesystem", "${HOME_DIR:-/srv}"],
+                "env": {"KEY": "Bearer ${TOKEN}", "PORT": 3000, "DEBUG": true, "NONE": null}, "cwd": "/tmp"
+            },
+            "search": {"type": "streamableHttp", "url": "https://search.example.com/mcp", "headers": {"x-key": "k"}},
+            "old": {"transport": "sse", "serverUrl": "http://old:1/sse", "timeout": "5s", "allow": ["a_*"], "required": true},
+            "off": {"command": "gone", "disabled": true}
+        }
+    }"#;
+    let given = desktop(json, "[mcp.servers.own]\nurl = \"http://own/\"\n");
+    let mcp = given.config().mcp;
+    assert_eq!(mcp.servers.keys().collect::<Vec<_>>(), ["files", "old", "own", "search"]);
+    let files = &mcp.servers["files"];
+    assert_eq!((files.command.as_deref(), files.args.last().map(String::as_str)), (Some("npx"), Some("/srv")));
+    let env: Vec<(&str, &str)> = files.env.iter().map(|(name, value)| (name.as_str(), value.expose_secret())).collect();
+    assert_eq!(env, [("DEBUG", "true"), ("KEY", "Bearer hunter2"), ("PORT", "3000")]);
+    assert_eq!(files.cwd.as_deref(), Some(std::path::Path::new("/tmp")));
+    assert_eq!(mcp.servers["search"].headers["x-key"].expose_secret(), "k");
+    let old = &mcp.servers["old"];
+    assert_eq!((old.url.as_deref(), old.timeout.as_secs(), old.required), (Some("http://old:1/sse"), 5, true));
+    assert_eq!(old.allow, ["a_*"]);
+    assert!(given.good().warnings.iter().all(|warning| !warning.contains("mcp.json")), "{:?}", given.good().warnings);
+    let Source::File { path, line } = given.good().source("mcp.servers.search.url") else {
+        panic!("it is in the file")
+    };
+    assert!(path.ends_with("mcp.json") && line == Some(8), "{path:?} {line:?}");
+}
+
+#[test]
+fn the_list_of_servers_may_be_named_by_the_environment_and_have_the_shape_of_an_editors() {
+    let given = desktop(r#"{"inputs": [], "servers": {"a": {"type": "http", "url": "http://a/${env:TOKEN}"}}}"#, "");
+    let list = given.config().mcp.config.expect("named");
+    let given = Given::env(&[("EXECUTOR__MCP__CONFIG", list.to_str().expect("a plain path")), ("TOKEN", "t")]);
+    assert_eq!(given.config().mcp.servers["a"].url.as_deref(), Some("http://a/t"));
+}
+
+#[test]
+fn what_only_a_desktop_client_understands_is_told_and_left_out() {
+    let json = r#"{"mcpServers": {"a": {"command": "x", "autoApprove": ["y"],
+        "timeout": 60}}}"#;
+    let warnings = desktop(json, "").good().warnings.join("\n");
+    assert!(
+        warnings.contains("mcpServers.a.autoApprove (") && warnings.contains("mcp.json:1): is not used"),
+        "{warnings}"
+    );
+    assert!(
+        warnings.contains("mcpServers.a.timeout (") && warnings.contains("mcp.json:2): a number without a unit"),
+        "{warnings}"
+    );
+}
+
+#[test]
+fn a_list_of_servers_that_cannot_be_meant_is_refused_by_file_and_member() {
+    for (json, message) in [
+        ("{", "mcp.json:1: is no JSON"),
+        ("[1]", "mcp.json:1: is JSON, but no object"),
+        ("{\"servrs\": {}}", "mcp.json: has no object `mcpServers`"),
+        ("{\"mcpServers\": [\"hunter2\"]}", "mcpServers ("),
+        ("{\"mcpServers\": {\"a\": \"hunter2\"}}", "mcp.json:1): must be an object"),
+        (
+            "{\"mcpServers\":\n{\"a\": {\"command\":\n\"x\"},\n\"a\": {\"command\": \"y\"}}}",
+            "mcp.json:4): is given twice, here and at",
+        ),
+        (
+            "{\"mcpServers\": {\"a\": {\"command\": \"x\"}}, \"servers\": {\"a\": {\"url\": \"http://a\"}}}",
+            "is given twice",
+        ),
+        ("{\"mcpServers\": {\"a\": {\"url\": \"http://a\", \"httpUrl\": \"http://b\"}}}", "gives `url` a second time"),
+        ("{\"mcpServers\": {\"a\": {\"command\": [\"hunter2\"]}}}", "mcp.servers.a.command ("),
+        ("{\"mcpServers\": {\"a\": {\"command\": \"x\", \"args\": \"hunter2\"}}}", "mcp.servers.a.args ("),
+        ("{\"mcpServers\": {\"a\": {\"command\": \"x\", \"env\": {\"K\": [\"hunter2\"]}}}}", "`K` must be a text"),
+        ("{\"mcpServers\": {\"a\": {\"type\": \"htp\", \"url\": \"http://a\"}}}", "did you mean `http`?"),
+        (
+            "{\"mcpServers\": {\"a\": {\"type\": \"stdio\", \"url\": \"http://a\"}}}",
+            "does not go with the server's `url`",
+        ),
+        ("{\"mcpServers\": {\"a\": {\"disabled\": \"hunter2\"}}}", "mcpServers.a.disabled ("),
+        ("{\"mcpServers\": {\"a b\": {\"command\": \"x\"}}}", "the name of a server is of letters"),
+        ("{\"mcpServers\": {\"a\": {}}}", "a server needs `url`"),
+    ] {
+        let refusal = desktop(json, "").refusal();
+        assert!(refusal.contains(message), "{json}: {refusal}");
+        assert!(!refusal.contains("hunter2"), "{refusal}");
+    }
+    let missing = Given::env(&[("EXECUTOR__MCP__CONFIG", "/nowhere/mcp.json")]).refusal();
+    assert!(
+        missing.contains("EXECUTOR__MCP__CONFIG (environment): the file /nowhere/mcp.json cannot be read"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_server_in_two_places_is_refused_with_both() {
+    let json = "{\"mcpServers\": {\n\"a\": {\"url\": \"http://b/\"}}}";
+    let refusal = desktop(json, "[mcp.servers.a]\nurl = \"http://a/\"\n").refusal();
+    assert!(
+        refusal.contains("mcp.json:2): server `a` stands in ") && refusal.contains("worker.toml:4 too"),
+        "{refusal}"
+    );
+    let refusal = desktop(json, "").and_env(&[("MCP_SERVERS", "http://a/")]).refusal();
+    assert!(refusal.contains("server `a` stands in the file too (") && refusal.contains("mcp.json:2)"), "{refusal}");
+}
+
+#[test]
+fn variables_are_put_into_the_values_of_servers_and_never_shown() {
+    let file = "[mcp.servers.a]\nurl = \"https://${HOST:-a.example}/mcp\"\n\
+                headers = { authorization = \"Bearer ${TOKEN}\", plain = \"$${TOKEN} pa$$ $x\" }\n\
+                [mcp.servers.b]\ncommand = \"${CMD}\"\nargs = [\"--at\", \"${TOKEN}\"]\nenv = { K = \"${TOKEN}\" }\n";
+    let given = Given::file(file).and_env(&[("TOKEN", "hunter2"), ("CMD", "serve"), ("HOST", "")]);
+    let servers = given.config().mcp.servers;
+    assert_eq!(servers["a"].url.as_deref(), Some("https://a.example/mcp"));
+    assert_eq!(servers["a"].headers["authorization"].expose_secret(), "Bearer hunter2");
+    assert_eq!(servers["a"].headers["plain"].expose_secret(), "${TOKEN} pa$$ $x");
+    assert_eq!((servers["b"].command.as_deref(), &*servers["b"].args[1]), (Some("serve"), "hunter2"));
+    let printed = everything_printed(&given);
+    assert!(!printed.contains("hunter2") && printed.contains("${TOKEN}"), "{printed}");
+    // What the environment and flags say is meant as it stands.
+    let given = Given::env(&[("MCP_SERVERS", "a=http://a/?x=${TOKEN}")]);
+    assert_eq!(given.config().mcp.servers["a"].url.as_deref(), Some("http://a/?x=${TOKEN}"));
+}
+
+#[test]
+fn a_variable_that_is_not_set_refuses_the_start_by_its_name() {
+    let file = "[mcp.servers.a]\nurl = \"http://a/\"\nheaders = { k = \"hunter2 ${TOKEN}\" }\n";
+    let refusal = Given::file(file).refusal();
+    assert!(refusal.contains("mcp.servers.a.headers.k (") && refusal.contains("worker.toml:3)"), "{refusal}");
+    assert!(refusal.contains("the variable TOKEN, which is not set") && !refusal.contains("hunter2"), "{refusal}");
+    assert!(Given::file(file).and_env(&[("TOKEN", "")]).refusal().contains("TOKEN"), "empty is the same as none");
+    let path = Given::file(file);
+    let path = path.options.file.as_deref().expect("a file");
+    cli::check(path).expect("the variable may be there where the file is used");
+}
+
+#[test]
+fn a_token_that_can_be_guessed_is_refused() {
+    let refusal = Given::env(&[("EXECUTOR__HTTP__ADMIN_TOKEN", "hunter2")]).refusal();
+    assert!(refusal.contains("at least 16 visible") && !refusal.contains("hunter2"), "{refusal}");
+    let (_folder, path) = secret_file(b"0123456789abcdef\n");
+    let token = Given::env(&[("EXECUTOR__HTTP__ADMIN_TOKEN_FILE", &path)]).config().http.admin_token;
+    assert_eq!(token.expect("set").expose_secret(), "0123456789abcdef");
+}
+
 // --- refusals ---------------------------------------------------------------------------------------------------
 
 #[test]
@@ -912,7 +1073,7 @@ proptest! {
     }
 
     #[test]
-    fn a_secret_in_any_key_of_a_file_is_never_printed(secret in "zq[a-zA-Z0-9]{6}[a-zA-Z0-9,=:@%. {}'\\[-]{4,20}zq") {
+    fn a_secret_in_any_key_of_a_file_is_never_printed(secret in "zq[a-zA-Z0-9]{6}[a-zA-Z0-9,=:@%. $\\{}'\\[-]{4,20}zq") {
         for key in KEYS {
             let path = key.path.replacen('*', "s", 1).replacen('*', "X", 1);
             let need = if path.contains(".auth.") { beside_auth(path.rsplit('.').next().unwrap_or_default()) }

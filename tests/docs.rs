@@ -8,7 +8,7 @@ use std::process::Command;
 
 use clap::Parser as _;
 use da_node_executor::cli::Cli;
-use da_node_executor::config::load::load_file;
+use da_node_executor::config::load::{LoadOptions, load, load_file};
 use da_node_executor::domain::ids::EntryId;
 use da_node_executor::domain::node::{Mode, NodeConfig};
 use da_node_executor::domain::work::WorkItem;
@@ -133,6 +133,11 @@ fn every_sample_node_can_be_read() {
     for path in folder.map(|entry| entry.expect("the folder can be read").path()) {
         let name = path.file_name().and_then(|name| name.to_str()).expect("a plain name");
         match name.rsplit_once('.') {
+            Some(("mcp", "json")) => {
+                let flags = vec![(String::from("mcp.config"), path.display().to_string())];
+                let loaded = load(&LoadOptions { flags, ..LoadOptions::default() });
+                assert!(loaded.unwrap_or_else(|error| panic!("{error}")).config.mcp.servers.contains_key("demo"));
+            }
             Some((stem, "json")) if stem != "state" => {
                 modes.extend(check_item(name, &read(&path)).map(Mode::as_str));
             }

@@ -140,8 +140,12 @@ impl Cli {
 impl Settings {
     /// Loads the configuration out of file, environment and flags, or says in one message what is wrong with it.
     pub fn load(&self) -> Result<Loaded, u8> {
-        let options =
-            LoadOptions { file: self.config.clone(), flags: self.set.clone(), env: std::env::vars_os().collect() };
+        let options = LoadOptions {
+            file: self.config.clone(),
+            flags: self.set.clone(),
+            env: std::env::vars_os().collect(),
+            ..LoadOptions::default()
+        };
         load(&options).map_err(|error| {
             complain(error);
             WRONG_CONFIG

@@ -51,7 +51,8 @@ pub fn read(path: &Path, named: Option<&Source>, problems: &mut Vec<Problem>) ->
     }
 }
 
-fn text(path: &Path) -> Result<String, String> {
+/// The text of a file, if it is not too long.
+pub(super) fn text(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}");
     let mut content = Vec::new();
     File::open(path).map_err(cannot)?.take(MAX_BYTES + 1).read_to_end(&mut content).map_err(cannot)?;
@@ -61,15 +62,21 @@ fn text(path: &Path) -> Result<String, String> {
     String::from_utf8(content).map_err(|_| String::from("is not UTF-8"))
 }
 
-struct Reading<'a> {
-    path: &'a Path,
-    lines: BTreeMap<String, usize>,
-    layer: Layer,
-    problems: &'a mut Vec<Problem>,
+/// A file on its way into a layer.
+pub(super) struct Reading<'a> {
+    /// The file.
+    pub(super) path: &'a Path,
+    /// The line of each key, by dotted path.
+    pub(super) lines: BTreeMap<String, usize>,
+    /// What was good so far.
+    pub(super) layer: Layer,
+    /// What was not.
+    pub(super) problems: &'a mut Vec<Problem>,
 }
 
 impl Reading<'_> {
-    fn walk(&mut self, values: &Dict, path: &mut Vec<String>) {
+    /// Takes in the values under a path.
+    pub(super) fn walk(&mut self, values: &Dict, path: &mut Vec<String>) {
         for (name, value) in values {
             path.push(name.clone());
             let key = dotted(path);

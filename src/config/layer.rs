@@ -31,6 +31,12 @@ impl Layer {
         }
     }
 
+    /// Adds what another layer has; where both have a leaf, the other one's stays.
+    pub fn join(&mut self, other: Self) {
+        join(&mut self.values, other.values);
+        self.sources.extend(other.sources);
+    }
+
     /// The value at a path.
     pub fn get<S: AsRef<str>>(&self, path: &[S]) -> Option<&Value> {
         get(&self.values, path)
@@ -52,6 +58,17 @@ pub fn get<'a, S: AsRef<str>>(values: &'a Dict, path: &[S]) -> Option<&'a Value>
     let (last, above) = path.split_last()?;
     let inner = above.iter().try_fold(values, |dict, name| dict.get(name.as_ref()).and_then(Value::as_dict))?;
     inner.get(last.as_ref())
+}
+
+fn join(values: &mut Dict, more: Dict) {
+    for (name, value) in more {
+        match (values.get_mut(&name), value) {
+            (Some(Value::Dict(_, inner)), Value::Dict(_, more)) => join(inner, more),
+            (_, value) => {
+                values.insert(name, value);
+            }
+        }
+    }
 }
 
 /// Puts one value in at a path.

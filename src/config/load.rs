@@ -2,7 +2,7 @@
 //! file, then the environment, then flags, the later over the earlier. What values mean together is [`validate`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -11,11 +11,12 @@ use figment::value::{Dict, Value};
 
 use crate::config::env::{CONFIG_FILE, Environment, MCP_SERVERS};
 use crate::config::error::{ConfigError, Problem};
+use crate::config::expand::{Variable, expand};
 use crate::config::layer::{Layer, get, insert};
 use crate::config::schema::{self, KEYS, PROVIDER_KINDS};
 use crate::config::show::{self, Entry};
-use crate::config::source::Source;
-use crate::config::{Config, DEFAULT_TOML, file, redis_addr, validate};
+use crate::config::source::{Source, dotted};
+use crate::config::{Config, DEFAULT_TOML, file, mcp_json, redis_addr, validate};
 use crate::domain::node::nearest;
 
 /// What a configuration is read from. There is no `Debug`: the environment holds secrets.
@@ -27,6 +28,9 @@ pub struct LoadOptions {
     pub env: BTreeMap<OsString, OsString>,
     /// What flags set, as dotted key and text; they win over everything.
     pub flags: Vec<(String, String)>,
+    /// Whether variables that values of servers name may be absent, because a file is judged elsewhere than where it
+    /// will be used.
+    pub without_variables: bool,
 }
 
 /// A configuration with its origin.
@@ -65,17 +69,25 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, ConfigError> {
 fn load_named(options: &LoadOptions, named: Option<Source>) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
     let environment = Environment::read(&options.env, &mut problems);
+    let mut warnings = Vec::new();
     let (path, named) = match options.file.clone().filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => (Some(path), named),
         None => (environment.file.clone(), Some(Source::Environment(CONFIG_FILE.to_owned()))),
     };
-    let from_file = match path.as_deref().map(|path| file::read(path, named.as_ref(), &mut problems)) {
+    let mut from_file = match path.as_deref().map(|path| file::read(path, named.as_ref(), &mut problems)) {
         Some(Some(layer)) => layer,
         // Without the file most of what follows would be blamed for what stands in it.
         Some(None) => return Err(ConfigError { problems }),
         None => Layer::default(),
     };
     let from_flags = flags(&options.flags, &mut problems);
+    if let Some((list, named)) = list_of_servers(&from_flags, &environment, &from_file) {
+        match mcp_json::read(&list, named, &mut problems, &mut warnings) {
+            Some(servers) => add_servers(&mut from_file, servers, &mut problems),
+            // As with the file: what it lacks would be blamed on others.
+            None => return Err(ConfigError { problems }),
+        }
+    }
     let from_env = settle_environment(&environment, &from_file, &from_flags, &mut problems);
 
     let figment = Figment::from(Toml::string(DEFAULT_TOML)).merge(&from_file).merge(&from_env).merge(&from_flags);
@@ -92,13 +104,15 @@ fn load_named(options: &LoadOptions, named: Option<Source>) -> Result<Loaded, Co
     sources.extend(derived.sources.clone());
     let figment = figment.merge(&derived).join(&beneath);
     let merged: Dict = figment.extract().map_err(|error| unexpected(&error))?;
-    let config: Config = figment.extract().map_err(|error| unexpected(&error))?;
+    // What is shown later is the text as it was written: a variable may hold a secret, and its name tells more.
+    let expanded = Layer { values: expanded(&merged, &sources, options, &mut problems), ..Layer::default() };
+    let config: Config = Figment::from(&expanded).extract().map_err(|error| unexpected(&error))?;
 
     validate::validate(&config, &sources, &mut problems);
     if !problems.is_empty() {
         return Err(ConfigError { problems });
     }
-    let mut warnings = environment.warnings;
+    warnings.extend(environment.warnings);
     warnings.extend(validate::warnings(&config, &sources));
     let entries = show::entries(&config, &merged, &sources);
     Ok(Loaded { config, file: path, sources, warnings, entries })
@@ -163,6 +177,116 @@ fn settle_environment(
     layer
 }
 
+/// The file that `mcp.config` names and who names it, the most important source first.
+fn list_of_servers(flags: &Layer, environment: &Environment, file: &Layer) -> Option<(PathBuf, Source)> {
+    let of_layer = |layer: &Layer| {
+        let source = layer.sources.get("mcp.config")?.clone();
+        Some((layer.get(&["mcp", "config"])?.clone(), source))
+    };
+    let in_env = || environment.settings.iter().find(|setting| setting.key.path == "mcp.config");
+    let in_env = || in_env().map(|setting| (setting.value.clone(), setting.source.clone()));
+    let (value, source) = of_layer(flags).or_else(in_env).or_else(|| of_layer(file))?;
+    let path = value.as_str().filter(|text| !text.is_empty())?;
+    Some((PathBuf::from(path), source))
+}
+
+/// Adds the servers of a list to those of the configuration file; a name may stand in one of the two.
+fn add_servers(file: &mut Layer, list: Layer, problems: &mut Vec<Problem>) {
+    for name in names(&list.values, "mcp", "servers") {
+        let path = ["mcp", "servers", &name];
+        if file.get(&path).is_none() {
+            continue;
+        }
+        let message = format!("server `{name}` stands in {} too; rename or remove one of the two", place(file, &name));
+        let source = first_source(&list, &name).cloned();
+        problems.push(Problem { key: dotted(&path), source, message });
+    }
+    let Layer { values, sources } = list;
+    file.join(Layer { values, sources });
+}
+
+/// Where a server stands, in words.
+fn place(layer: &Layer, server: &str) -> String {
+    first_source(layer, server).map_or_else(|| String::from("the file"), ToString::to_string)
+}
+
+/// The source of the member of a server that stands first.
+fn first_source<'a>(layer: &'a Layer, server: &str) -> Option<&'a Source> {
+    let prefix = format!("{}.", dotted(&["mcp", "servers", server]));
+    let sources = layer.sources.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, source)| source);
+    sources.min_by_key(|source| match source {
+        Source::File { line, .. } => *line,
+        Source::Default | Source::Host | Source::Environment(_) | Source::Flag(_) => None,
+    })
+}
+
+/// The values with the variables put in that those of servers in a file name.
+fn expanded(
+    merged: &Dict,
+    sources: &BTreeMap<String, Source>,
+    options: &LoadOptions,
+    problems: &mut Vec<Problem>,
+) -> Dict {
+    let mut values = merged.clone();
+    for name in names(merged, "mcp", "servers") {
+        let mut path = ["mcp", "servers", &name].map(str::to_owned).to_vec();
+        let Some(server) = get(merged, &path).and_then(Value::as_dict) else { continue };
+        expand_members(server, &mut path, &mut values, sources, options, problems);
+    }
+    values
+}
+
+fn expand_members(
+    members: &Dict,
+    path: &mut Vec<String>,
+    values: &mut Dict,
+    sources: &BTreeMap<String, Source>,
+    options: &LoadOptions,
+    problems: &mut Vec<Problem>,
+) {
+    for (name, value) in members {
+        path.push(name.clone());
+        let source = sources.get(&dotted(path)).filter(|source| matches!(source, Source::File { .. }));
+        let mut put = |text: &str| {
+            let source = source?;
+            let of_url = schema::find(path).is_some_and(|key| key.kind == schema::Kind::Url);
+            match expand(text, |variable| lookup(options, variable, of_url && text.starts_with("${"))) {
+                Ok(expanded) => Some(expanded.into_owned()),
+                Err(error) => {
+                    problems.push(Problem::new(dotted(path), source.clone(), error.to_string()));
+                    None
+                }
+            }
+        };
+        let new = match value {
+            Value::String(_, text) => put(text).map(Value::from),
+            Value::Array(_, items) => {
+                let texts: Option<Vec<String>> = items.iter().map(|item| put(item.as_str()?)).collect();
+                texts.map(Value::from)
+            }
+            _ => None,
+        };
+        if let Some(new) = new {
+            insert(values, path, new);
+        }
+        if let Value::Dict(_, inner) = value {
+            expand_members(inner, path, values, sources, options, problems);
+        }
+        path.pop();
+    }
+}
+
+/// What a variable holds; where it may be absent, something that a value can be judged with.
+fn lookup(options: &LoadOptions, name: &str, begins_address: bool) -> Variable {
+    match options.env.get(OsStr::new(name)).filter(|value| !value.is_empty()).map(|value| value.to_str()) {
+        Some(Some(text)) => Variable::Text(text.to_owned()),
+        Some(None) => Variable::NotText,
+        None if options.without_variables && begins_address => Variable::Text(String::from("http://variable")),
+        None if options.without_variables => Variable::Text(String::from("1")),
+        None => Variable::Unset,
+    }
+}
+
 /// Puts the servers of `MCP_SERVERS` before those of the file.
 fn list_servers(environment: &Environment, from_file: &Layer, layer: &mut Layer, problems: &mut Vec<Problem>) {
     if environment.servers.is_empty() {
@@ -175,8 +299,9 @@ fn list_servers(environment: &Environment, from_file: &Layer, layer: &mut Layer,
         let same = in_file.and_then(|server| server.get("url")).and_then(Value::as_str) == Some(&server.url);
         if in_file.is_some() && !same {
             let message = format!(
-                "server `{}` stands in the file too, with another address; give one of the two another name",
-                server.name
+                "server `{}` stands in the file too ({}), with another address; give one of the two another name",
+                server.name,
+                place(from_file, &server.name)
             );
             problems.push(Problem::new("mcp.servers", source.clone(), message));
             continue;
@@ -268,9 +393,11 @@ fn unexpected(error: &figment::Error) -> ConfigError {
     ConfigError::from(Problem::missing(key, "has a value that cannot be used"))
 }
 
-/// Reads one file alone, with no environment and no flags.
+/// Reads one file alone, with no environment and no flags; variables that its values name need not be there.
 pub fn load_file(path: &Path) -> Result<Loaded, ConfigError> {
-    load_named(&LoadOptions { file: Some(path.to_owned()), ..LoadOptions::default() }, None)
+    let options =
+        LoadOptions { file: Some(path.to_owned()), without_variables: true, ..LoadOptions::default() };
+    load_named(&options, None)
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@
 pub mod duration;
 pub mod env;
 pub mod error;
+pub mod expand;
 pub mod file;
 pub mod layer;
 pub mod load;
 pub mod mcp_auth;
+pub mod mcp_json;
 pub mod mcp_servers;
 pub mod redis_addr;
 pub mod schema;
@@ -364,6 +366,9 @@ impl Default for ProviderConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct McpSection {
+    /// A file with servers in the shape that desktop clients use, JSON with `mcpServers`.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
     /// Servers in the order in which a name that several offer is resolved; the others follow by name.
     #[serde(default)]
     pub order: Vec<String>,
@@ -393,6 +398,8 @@ pub struct McpServerConfig {
     pub args: Vec<String>,
     /// Its environment, beside a minimal one.
     pub env: BTreeMap<String, SecretString>,
+    /// The folder in which it runs; the worker's own if absent.
+    pub cwd: Option<PathBuf>,
     /// Headers of every request.
     pub headers: BTreeMap<String, SecretString>,
     /// How we authenticate to a server over HTTP.
@@ -401,6 +408,8 @@ pub struct McpServerConfig {
     pub allow: Vec<String>,
     /// Tools that may not be used; wins over `allow`.
     pub deny: Vec<String>,
+    /// The file with the digests of the tools that were approved: others are not offered and cannot be called.
+    pub pin: Option<PathBuf>,
     /// How long a call may take without a sign of life: progress that the tool tells begins it anew.
     #[serde(with = "duration")]
     pub timeout: Duration,
@@ -439,10 +448,12 @@ impl Default for McpServerConfig {
             command: None,
             args: Vec::new(),
             env: BTreeMap::new(),
+            cwd: None,
             headers: BTreeMap::new(),
             auth: None,
             allow: Vec::new(),
             deny: Vec::new(),
+            pin: None,
             timeout: Duration::from_secs(60),
             tool_timeouts: BTreeMap::new(),
             max_timeout: Duration::from_secs(600),
@@ -563,6 +574,9 @@ pub struct HttpConfig {
     pub bind: String,
     /// The port to listen on; 0 takes a free one and logs it.
     pub port: u16,
+    /// What a request that changes something must bear as `authorization: Bearer …`; without it nobody may.
+    #[serde(default)]
+    pub admin_token: Option<SecretString>,
 }
 
 /// How logs look.

@@ -25,6 +25,9 @@ pub const PROGRESS_EVENTS: &[&str] = &["node.started", "node.progress", "tool.ex
 /// The longest name of a worker, a stream or a group.
 const MAX_NAME: usize = 256;
 
+/// The shortest token that opens the API: a shorter one can be guessed.
+const MIN_TOKEN: usize = 16;
+
 /// Adds what is wrong to `problems`. A key that has a problem already is not blamed again.
 pub fn validate(config: &Config, sources: &BTreeMap<String, Source>, problems: &mut Vec<Problem>) {
     let refused = problems.iter().map(|problem| problem.key.clone()).collect();
@@ -249,11 +252,16 @@ impl Check<'_> {
         let idle: &[(&str, bool)] = if server.command.is_some() {
             &[("headers", server.headers.is_empty())]
         } else {
-            &[("args", server.args.is_empty()), ("env", server.env.is_empty())]
+            &[("args", server.args.is_empty()), ("env", server.env.is_empty()), ("cwd", server.cwd.is_none())]
         };
         for (member, _) in idle.iter().filter(|(_, absent)| !absent) {
             let whose = if server.command.is_some() { "`url`" } else { "`command`" };
             self.blame(&[&key(member)], format!("means something only for a server with {whose}"));
+        }
+        for (member, path) in [("cwd", &server.cwd), ("pin", &server.pin)] {
+            if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+                self.blame(&[&key(member)], "must not be empty; leave it away instead");
+            }
         }
         for (name, value) in &server.headers {
             let header = format!("{}.{}", key("headers"), dotted(&[name]));
@@ -372,6 +380,15 @@ impl Check<'_> {
                 &["events.hard_cap", "events.maxlen"],
                 format!("fetching stops at {hard_cap} entries, but streams are kept at {maxlen}; events.hard_cap must be above events.maxlen"),
             );
+        }
+        if let Some(token) = &config.http.admin_token {
+            let token = token.expose_secret();
+            if token.len() < MIN_TOKEN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+                self.blame(
+                    &["http.admin_token"],
+                    format!("must have at least {MIN_TOKEN} visible ASCII characters and no spaces"),
+                );
+            }
         }
         if config.http.bind.parse::<IpAddr>().is_err() {
             self.blame(&["http.bind"], "must be an IP address, such as 127.0.0.1, 0.0.0.0 or ::");

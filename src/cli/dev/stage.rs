@@ -353,7 +353,7 @@ mod tests {
             std::fs::write(&file, worker_file(&config, Path::new("/a b/worker"), &section)).expect("it can be written");
             let environment =
                 [("WORKER_ID", "w"), ("HEALTH_PORT", "1")].map(|(name, value)| (name.into(), value.into()));
-            let options = LoadOptions { file: Some(file), env: environment.into(), flags: Vec::new() };
+            let options = LoadOptions { file: Some(file), env: environment.into(), ..LoadOptions::default() };
             let loaded = load(&options).expect("it is valid");
             assert_eq!(loaded.config.state.prefix, config.state.prefix);
             assert_eq!(loaded.config.llm.default, PROVIDER);

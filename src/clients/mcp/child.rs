@@ -90,6 +90,9 @@ pub(super) fn start(server: &Arc<str>, program: &str, config: &McpServerConfig) 
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
+    if let Some(folder) = &config.cwd {
+        command.current_dir(folder);
+    }
     let mut child = command.spawn().map_err(failed)?;
     let id = child.id().expect("a child that was not waited for has an id");
     let group = Arc::new(Group {
