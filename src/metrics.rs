@@ -171,6 +171,8 @@ pub struct Metrics {
     pub mcp_latency: Family<ServerLabels, Gauge<f64, AtomicU64>>,
     /// Sessions of tool servers that were opened.
     pub mcp_connects: Family<ServerLabels, Counter>,
+    /// Tools that are described differently than at the discovery before.
+    pub mcp_tool_changes: Family<ServerLabels, Counter>,
     /// Actors that were rebuilt.
     pub actor_restarts: Family<ActorLabels, Counter>,
     /// Progress events dropped because Redis was slower than they came.
@@ -225,6 +227,7 @@ impl Metrics {
             mcp_era: Family::default(),
             mcp_errors: Family::default(),
             mcp_latency: Family::default(),
+            mcp_tool_changes: Family::default(),
             actor_restarts: Family::default(),
             progress_dropped: Counter::default(),
             settle_retries: Counter::default(),
@@ -275,6 +278,7 @@ impl Metrics {
             Unit::Seconds,
             metrics.mcp_latency.clone(),
         );
+        r.register("mcp_tool_changes", "Tools whose description changed", metrics.mcp_tool_changes.clone());
         r.register("actor_restarts", "Actors that were rebuilt", metrics.actor_restarts.clone());
         r.register("progress_dropped", "Progress events dropped", metrics.progress_dropped.clone());
         r.register("settle_retries", "Failed attempts to write a result", metrics.settle_retries.clone());

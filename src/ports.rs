@@ -142,11 +142,20 @@ pub trait Llm {
     fn complete(&self, request: LlmRequest) -> impl Future<Output = Result<Completion, Failure>>;
 }
 
+/// The tools that were found.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// Each once, in the order in which they were named.
+    pub tools: Vec<ToolSpec>,
+    /// What whoever uses them should know.
+    pub warnings: Vec<String>,
+}
+
 /// Tools of MCP servers and of the function registry.
 pub trait Tools {
     /// Finds what the patterns name (`tool`, `server/tool`, `server/*`, `*`), in order, each tool once.
     /// A name that nobody offers is a configuration failure that names the nearest ones.
-    fn find(&self, patterns: &[String], context: &CallContext) -> impl Future<Output = Result<Vec<ToolSpec>, Failure>>;
+    fn find(&self, patterns: &[String], context: &CallContext) -> impl Future<Output = Result<Found, Failure>>;
 
     /// What is said of the effects of a call with these arguments, which may be less than the tool could do.
     fn effects(&self, spec: &ToolSpec, _arguments: &Arguments) -> ToolHints {

@@ -33,10 +33,10 @@ use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec};
 use crate::domain::work::Delivery;
 use crate::metrics::{Metrics, ServerLabels, ToolLabels};
 use crate::ports::{
-    Appended, CallContext, Events, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted,
+    Appended, CallContext, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted,
 };
 use crate::tools::registry::Registry;
-use crate::tools::resolve::{Catalog, resolve};
+use crate::tools::resolve::{Catalog, matches, resolve};
 
 /// All ports of one worker.
 #[derive(Clone)]
@@ -161,17 +161,36 @@ impl ToolHandle {
         }
     }
 
-    /// Why the first of these names that leads nowhere does so, if it is the configuration that keeps its tool away.
+    /// Why the first of these names that leads nowhere does so, if it is an approval or the configuration that keeps its
+    /// tool away.
     fn kept_away(&self, catalogs: &[Catalog], patterns: &[String]) -> Option<Failure> {
         let leads = |pattern: &String| resolve(catalogs, &self.registry_specs, slice::from_ref(pattern)).is_ok();
         let lost = patterns.iter().find(|pattern| !leads(pattern))?;
-        let concerned = self.servers.iter().filter(|(server, _)| concerns(lost, &server.name));
-        let mut hidden = concerned.filter_map(|(server, _)| {
+        let concerned = || self.servers.iter().filter(|(server, _)| concerns(lost, &server.name));
+        let own = |server: &Server| {
             let own = lost.strip_prefix(server.name.as_str()).and_then(|rest| rest.strip_prefix('/'));
-            server.why_hidden(own.unwrap_or(lost))
+            own.unwrap_or(lost).to_owned()
+        };
+        let mut withheld = concerned().filter_map(|(server, _)| {
+            let own = own(server);
+            server.approval.refusal(|tool| matches(&own, tool))
         });
+        if let Some(failure) = withheld.next() {
+            return Some(failure);
+        }
+        let mut hidden = concerned().filter_map(|(server, _)| server.why_hidden(&own(server)));
         let why = hidden.next().or_else(|| self.registry.why_off(lost).map(str::to_owned))?;
         Some(Failure::configuration("unknown_tool", why))
+    }
+
+    /// What the servers' approvals say of these tools.
+    fn warnings(&self, tools: &[ToolSpec]) -> Vec<String> {
+        let warned = tools.iter().filter_map(|tool| {
+            let server = tool.target.server.as_deref()?;
+            let (server, _) = self.servers.iter().find(|(known, _)| known.name == server)?;
+            server.approval.warning(&tool.target.name)
+        });
+        warned.collect()
     }
 
     async fn builtin(&self, call: &ToolCall) -> Result<ToolOutput, Failure> {
@@ -202,7 +221,7 @@ fn concerns(pattern: &str, server: &str) -> bool {
 }
 
 impl Tools for ToolHandle {
-    async fn find(&self, patterns: &[String], context: &CallContext) -> Result<Vec<ToolSpec>, Failure> {
+    async fn find(&self, patterns: &[String], context: &CallContext) -> Result<Found, Failure> {
         let asked = self.servers.iter().filter(|(server, _)| patterns.iter().any(|p| concerns(p, &server.name)));
         let answers = futures_util::future::join_all(
             asked.map(async |(server, post)| (server, self.catalog(server, post, context.deadline).await)),
@@ -230,9 +249,9 @@ impl Tools for ToolHandle {
                         tracing::warn!(collision = text, "a tool name is offered in several places");
                     }
                 }
-                Ok(resolved.tools)
+                Ok(Found { warnings: self.warnings(&resolved.tools), tools: resolved.tools })
             }
-            // The name may be one of the server that is away.
+            // The name may be one of the server that is away, or one that is withheld.
             Err(unknown) => Err(trouble.or_else(|| self.kept_away(&catalogs, patterns)).unwrap_or(unknown)),
         }
     }

@@ -20,6 +20,7 @@ use crate::health::Health;
 use crate::metrics::{EraLabels, Metrics, ServerLabels, ToolLabels, TroubleLabels};
 use crate::modes::schema::Schema;
 use crate::retry::backoff;
+use crate::tools::approval::{Approval, Change, Review};
 use crate::tools::resolve::{allowed, matches};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -37,6 +38,8 @@ pub struct Server {
     pub name: String,
     config: McpServerConfig,
     endpoint: Endpoint,
+    /// Whether its tools are still what they were.
+    pub approval: Approval,
     slots: Semaphore,
     link: Mutex<Link>,
     /// The tools as last discovered, readable without asking the actor.
@@ -85,6 +88,7 @@ impl Server {
     pub fn new(
         name: &str,
         config: McpServerConfig,
+        approval: Approval,
         health: Arc<Health>,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
@@ -101,6 +105,7 @@ impl Server {
             slots: Semaphore::new(config.concurrency.get()),
             endpoint: Endpoint::new(name, config.clone()),
             config,
+            approval,
             link: Mutex::new(link),
             catalog: RwLock::new(None),
             listing: Mutex::default(),
@@ -299,6 +304,7 @@ impl Server {
             tools.push(self.spec(tool));
         }
         tracing::debug!(mcp.server = self.name, tools = tools.len(), "discovered tools");
+        let tools = Arc::new(self.reviewed(tools));
         {
             let mut status = self.status_mut();
             status.tools = Some(tools.len());
@@ -306,7 +312,6 @@ impl Server {
         }
         let count = i64::try_from(tools.len()).unwrap_or(i64::MAX);
         self.metrics.mcp_tools.get_or_create(&self.labels()).set(count);
-        let tools = Arc::new(tools);
         let catalog = Catalog {
             tools: Arc::clone(&tools),
             hidden,
@@ -330,6 +335,30 @@ impl Server {
             // The failure was noted where it happened.
             Ok(Ok(Err(_)) | Err(_)) | Err(_) => Ok(known),
         }
+    }
+
+    /// What of the tools may be offered; what changed is told.
+    fn reviewed(&self, tools: Vec<ToolSpec>) -> Vec<ToolSpec> {
+        let Review { offered, changes, withheld } = self.approval.review(tools);
+        for Change { tool, old, new } in changes {
+            tracing::warn!(mcp.server = self.name, tool, %old, %new, "a tool is described differently than before");
+            self.metrics.mcp_tool_changes.get_or_create(&self.labels()).inc();
+        }
+        for held in withheld {
+            let (tool, code) = (&held.spec.target.name, held.code());
+            tracing::warn!(mcp.server = self.name, tool, code, offered = %held.offered, "a tool that was not approved is withheld");
+        }
+        offered
+    }
+
+    /// Discovers the tools anew, whatever is known of them, under what is approved by now.
+    pub async fn refresh(&self) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+        self.approval.reload().map_err(|error| Failure::configuration("lock_file", error.to_string()))?;
+        if let Some(catalog) = self.catalog.write().expect("nobody panics while holding the catalog").as_mut() {
+            // Out of date from now on, but still what is known if the server is away.
+            catalog.session = std::sync::Weak::new();
+        }
+        self.discover().await
     }
 
     /// Whether the server still answers: a session over HTTP does not notice by itself that nobody is there any more.
@@ -371,6 +400,11 @@ impl Server {
                 format!("tool {} is not allowed; see `mcp.servers.{}.allow` and `deny`", call.target, self.name),
             ));
         }
+        if self.approval.is_pinned() {
+            // A tool may have changed since the node found it.
+            self.discover().await?;
+        }
+        self.approval.check(&call.target.name)?;
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let _under_way = UnderWay::begin(self);
         let timeout = self.timeout_of(&call.target.name);

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::domain::tool::ToolSpec;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::tools::approval::Approval;
 use crate::tools::registry::Registry;
 
 /// Models and tools at work.
@@ -65,7 +66,9 @@ impl Running {
         let mut servers = Vec::new();
         let mut posts = Vec::new();
         for (name, server) in config.mcp.ordered() {
-            let server = Server::new(name, server.clone(), Arc::clone(health), Arc::clone(metrics), end.clone());
+            let approval = Approval::new(name, server.pin.as_deref()).map_err(|error| Refused(error.to_string()))?;
+            let server =
+                Server::new(name, server.clone(), approval, Arc::clone(health), Arc::clone(metrics), end.clone());
             let (on, lived) = (arbiter.handle(), Arc::clone(&server));
             let post = supervise("tool client", Arc::clone(metrics), draining.clone(), move |watch| {
                 let server = Arc::clone(&lived);

@@ -193,7 +193,10 @@ impl<P: Ports> Execution<'_, P> {
     /// Finds the tools that the patterns name.
     pub async fn find_tools(&self, patterns: &[String]) -> Result<Vec<ToolSpec>, Failure> {
         let context = self.context(CallSite::Discovery);
-        self.step("tool discovery", CallSite::Discovery, || self.ports.tools().find(patterns, &context)).await
+        let found =
+            self.step("tool discovery", CallSite::Discovery, || self.ports.tools().find(patterns, &context)).await?;
+        self.ledger.warn(found.warnings);
+        Ok(found.tools)
     }
 
     /// Whether a call with these arguments may simply be made again.

@@ -17,6 +17,7 @@ mod dialogue;
 mod execution;
 mod llm;
 mod logbook;
+mod portable;
 mod tool;
 mod toolbox;
 mod waits;

@@ -26,7 +26,8 @@ use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::modes::unknown::UnknownOutcomes;
 use crate::modes::{ModeSettings, run_node};
 use crate::ports::{
-    Appended, CallContext, Cancel, Events, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted,
+    Appended, CallContext, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools,
+    Wanted,
 };
 use crate::retry::RetryPolicy;
 
@@ -115,6 +116,7 @@ pub struct Script {
     /// What the model was asked.
     pub requests: RefCell<Vec<LlmRequest>>,
     tools: Vec<ScriptedTool>,
+    warnings: Vec<String>,
     /// The tool calls, tries included, in the order in which they began.
     pub calls: RefCell<Vec<ToolCall>>,
     running: Cell<usize>,
@@ -180,6 +182,12 @@ impl Script {
             hints: ToolHints::default(),
         };
         self.tools.push(ScriptedTool { spec, delay, answer: Rc::new(answer) });
+        self
+    }
+
+    /// Warns whoever looks for tools.
+    pub fn warning(mut self, words: &str) -> Self {
+        self.warnings.push(words.to_owned());
         self
     }
 
@@ -318,14 +326,14 @@ impl Llm for Script {
 }
 
 impl Tools for Script {
-    async fn find(&self, patterns: &[String], _: &CallContext) -> Result<Vec<ToolSpec>, Failure> {
+    async fn find(&self, patterns: &[String], _: &CallContext) -> Result<Found, Failure> {
         let all = patterns.iter().any(|pattern| pattern == "*");
         let found = self.tools.iter().filter(|tool| all || patterns.contains(&tool.spec.name));
         let found: Vec<ToolSpec> = found.map(|tool| tool.spec.clone()).collect();
         if found.is_empty() {
             return Err(Failure::configuration("unknown_tool", format!("nobody offers {patterns:?}")));
         }
-        Ok(found)
+        Ok(Found { tools: found, warnings: self.warnings.clone() })
     }
 
     async fn call(&self, call: ToolCall) -> ToolAnswer {

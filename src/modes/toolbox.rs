@@ -15,6 +15,7 @@ use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::modes::execution::Execution;
 use crate::modes::logbook::length_of;
+use crate::modes::portable::Portable;
 use crate::modes::schema::Schema;
 use crate::modes::template::listed;
 use crate::modes::unknown;
@@ -31,9 +32,20 @@ pub(super) struct Toolbox {
 /// The tools that were found.
 #[derive(Debug)]
 struct Offer {
+    /// What a model sees, with schemas that its API takes.
     specs: Arc<[ToolSpec]>,
-    /// The compiled schemas, in the order of the specs; none where the server's schema cannot be compiled.
-    schemas: Vec<OnceCell<Option<Schema>>>,
+    /// What stands behind each of them, in the same order.
+    tools: Vec<Tool>,
+}
+
+/// What a model does not see of a tool.
+#[derive(Debug)]
+struct Tool {
+    /// The schema as the server wrote it.
+    schema: Arc<Value>,
+    portable: Portable,
+    /// The compiled schema; none where it cannot be compiled.
+    compiled: OnceCell<Option<Schema>>,
 }
 
 impl Toolbox {
@@ -48,10 +60,7 @@ impl Toolbox {
     }
 
     async fn offer<P: Ports>(&self, execution: &Execution<'_, P>) -> Result<&Offer, Failure> {
-        let find = async || {
-            let specs = execution.find_tools(&self.patterns).await?;
-            Ok(Offer { schemas: specs.iter().map(|_| OnceCell::new()).collect(), specs: specs.into() })
-        };
+        let find = async || execution.find_tools(&self.patterns).await.map(Offer::new);
         self.offer.get_or_try_init(find).await
     }
 
@@ -89,13 +98,16 @@ impl Toolbox {
             Some(CallRecord::Begun(start)) => {
                 let target = start.target();
                 match execution.unknown_outcome(call, &start) {
-                    UnknownOutcome::Retry => answer(execution, call, &target, input, start.class).await,
+                    UnknownOutcome::Retry => {
+                        let input = self.offer(execution).await?.restored(&name, input);
+                        answer(execution, call, &target, input, start.class).await
+                    }
                     UnknownOutcome::AskModel => End::Unknown(told(unknown::words(&target))),
                     UnknownOutcome::Fail => return Err(unknown::failure(&target)),
                 }
             }
-            None => match self.offer(execution).await?.checked(&name, &input) {
-                Ok(spec) => {
+            None => match self.offer(execution).await?.checked(&name, input) {
+                Ok((spec, input)) => {
                     let class = execution.class(spec, &input);
                     execution.begin_call(call, &spec.target, &input, class).await?;
                     answer(execution, call, &spec.target, input, class).await
@@ -157,30 +169,56 @@ fn result(tool_use_id: String, end: End) -> Result<ToolResult, Failure> {
 }
 
 impl Offer {
-    /// The tool of this name, if the arguments fit it; else what is wrong, in words for the model.
-    fn checked(&self, name: &str, input: &serde_json::Map<String, Value>) -> Result<&ToolSpec, String> {
-        let Some(at) = self.specs.iter().position(|spec| spec.name == name) else {
+    fn new(mut specs: Vec<ToolSpec>) -> Self {
+        let tools = specs.iter_mut().map(|spec| {
+            let portable = Portable::of(&spec.input_schema);
+            let schema = std::mem::replace(&mut spec.input_schema, Arc::clone(&portable.schema));
+            Tool { schema, portable, compiled: OnceCell::new() }
+        });
+        let tools = tools.collect();
+        Self { specs: specs.into(), tools }
+    }
+
+    /// The tool of this name and the arguments under the tool's own names, if they fit it; else what is wrong, in words
+    /// for the model.
+    fn checked(&self, name: &str, input: Arguments) -> Result<(&ToolSpec, Arguments), String> {
+        let Some(at) = self.position(name) else {
             let names: Vec<String> = self.specs.iter().map(|spec| spec.name.clone()).collect();
             let hint = nearest(name, names.iter().map(String::as_str))
                 .map(|near| format!(" Did you mean `{near}`?"))
                 .unwrap_or_default();
             return Err(format!("There is no tool `{name}`.{hint} The tools are: {}.", listed(&names)));
         };
-        let spec = &self.specs[at];
-        let schema = self.schemas[at].get_or_init(|| {
-            Schema::compile(Arc::clone(&spec.input_schema))
+        let (spec, tool) = (&self.specs[at], &self.tools[at]);
+        let schema = tool.compiled.get_or_init(|| {
+            Schema::compile(Arc::clone(&tool.schema))
                 .inspect_err(|error| {
                     tracing::warn!(tool = %spec.target, %error, "the tool's input schema cannot be compiled, arguments go unchecked");
                 })
                 .ok()
         });
+        let input = Value::Object(tool.portable.restore(input));
         if let Some(schema) = schema {
-            // The arguments of a call are a few members; a copy costs less than a second way of checking.
             schema
-                .check(&Value::Object(input.clone()))
+                .check(&input)
                 .map_err(|why| format!("Not run: the arguments do not fit the tool's schema: {why}."))?;
         }
-        Ok(spec)
+        match input {
+            Value::Object(input) => Ok((spec, input)),
+            _ => unreachable!("it was made of an object"),
+        }
+    }
+
+    /// Arguments that were checked before, under the tool's own names.
+    fn restored(&self, name: &str, input: Arguments) -> Arguments {
+        match self.position(name) {
+            Some(at) => self.tools[at].portable.restore(input),
+            None => input,
+        }
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        self.specs.iter().position(|spec| spec.name == name)
     }
 }
 

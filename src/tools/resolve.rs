@@ -15,6 +15,8 @@ use crate::tools::registry::is_model_name;
 
 /// The longest name that every model accepts.
 const MAX_NAME: usize = 64;
+/// Digits of a hash in a name, where they are enough to tell it from every other.
+const SHORT_HASH: usize = 8;
 
 /// The tools of one server.
 #[derive(Debug, Clone)]
@@ -204,10 +206,29 @@ fn model_names(tools: &[Found<'_>]) -> Vec<String> {
         })
         .collect();
     let counts = count(&wanted);
-    let named = tools.iter().zip(wanted).map(|(tool, name)| {
-        if counts[&name] == 1 && is_model_name(&name) { name } else { hashed(&name, &tool.target()) }
-    });
-    named.collect()
+    let clear = |name: &str| counts[name] == 1 && is_model_name(name);
+    let targets: Vec<ToolTarget> = tools.iter().map(Found::target).collect();
+    let mut digits = vec![SHORT_HASH; tools.len()];
+    loop {
+        let names: Vec<String> = (0..tools.len())
+            .map(|at| match clear(&wanted[at]) {
+                true => wanted[at].clone(),
+                false => hashed(&wanted[at], &targets[at], digits[at]),
+            })
+            .collect();
+        // A tool may be called what a hash makes of another one's name, by chance or on purpose.
+        let counts = count(&names);
+        let mut longer = false;
+        for at in 0..tools.len() {
+            if counts[&names[at]] > 1 && !clear(&wanted[at]) && digits[at] < MAX_NAME - 1 {
+                digits[at] = (digits[at] + 8).min(MAX_NAME - 1);
+                longer = true;
+            }
+        }
+        if !longer {
+            return names;
+        }
+    }
 }
 
 /// The name with every character that models refuse replaced.
@@ -219,12 +240,12 @@ fn acceptable(name: &str) -> String {
     name.chars().map(plain).collect()
 }
 
-/// The beginning of the name and the beginning of a hash of where it leads.
-fn hashed(name: &str, target: &ToolTarget) -> String {
+/// The beginning of the name and so many digits of a hash of where it leads.
+fn hashed(name: &str, target: &ToolTarget, digits: usize) -> String {
     let digest = Sha256::digest(format!("{}\n{}", target.server.as_deref().unwrap_or_default(), target.name));
-    let hash = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
-    let kept = name.len().min(MAX_NAME - 9);
-    format!("{}_{hash:08x}", &name[..kept])
+    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let kept = name.len().min(MAX_NAME - 1 - digits);
+    format!("{}_{}", &name[..kept], &hash[..digits])
 }
 
 #[cfg(test)]
@@ -393,7 +414,49 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     }
 
+    #[test]
+    fn a_tool_cannot_take_the_name_that_is_made_for_another() {
+        let made = hashed("s_a_b", &ToolTarget { server: Some(String::from("s")), name: String::from("a.b") }, 8);
+        let catalogs = [catalog("s", &["a.b", "a/b", &made])];
+        let found = found(&catalogs, &[], &["*"]).expect("known");
+        let of = |name: &str| found.tools.iter().find(|tool| tool.target.name == name).map(|tool| tool.name.as_str());
+        assert_eq!(of(&made), Some(made.as_str()), "a name of its own is kept");
+        let other = of("a.b").expect("found");
+        assert!(other.len() == made.len() + 8 && other.starts_with(&made), "{other}");
+        assert_eq!(of("a/b").map(str::len), Some(made.len()), "what was clear stays short");
+    }
+
     proptest! {
+        #[test]
+        fn every_tool_has_a_name_of_its_own_that_leads_back_and_does_not_depend_on_the_order(
+            offered in proptest::collection::vec(
+                (0..3_usize, proptest::collection::btree_set("[ab._-]{0,4}|\\PC{0,6}|a{60,70}", 0..5)), 1..4),
+            turned in any::<bool>(),
+        ) {
+            let mut catalogs: Vec<Catalog> = Vec::new();
+            for (server, names) in &offered {
+                let server = ["a", "a_b", "b"][*server];
+                if catalogs.iter().all(|known| known.server != server) {
+                    catalogs.push(catalog(server, &names.iter().map(String::as_str).collect::<Vec<_>>()));
+                }
+            }
+            let all = resolve(&catalogs, &[spec(None, "a"), spec(None, "a_b")], &[String::from("*")]).expect("built-ins");
+            let named: HashMap<String, ToolTarget> =
+                all.tools.iter().map(|tool| (tool.name.clone(), tool.target.clone())).collect();
+            prop_assert_eq!(named.len(), all.tools.len(), "each name once");
+            prop_assert!(named.keys().all(|name| is_model_name(name)), "{:?}", named);
+            if turned {
+                catalogs.reverse();
+                for catalog in &mut catalogs {
+                    Arc::make_mut(&mut catalog.tools).reverse();
+                }
+            }
+            let again = resolve(&catalogs, &[spec(None, "a_b"), spec(None, "a")], &[String::from("*")]).expect("built-ins");
+            for tool in again.tools {
+                prop_assert_eq!(named.get(&tool.name), Some(&tool.target));
+            }
+        }
+
         #[test]
         fn a_pattern_fits_what_a_plain_search_says(pattern in "[ab*]{0,6}", name in "[ab]{0,6}") {
             fn fits(pattern: &[u8], name: &[u8]) -> bool {

@@ -6,8 +6,11 @@ use super::*;
 use crate::domain::message::{StopReason, ToolResult, Turn};
 use crate::domain::outcome::{Outcome, Partial, Report};
 use crate::domain::price::Cost;
-use crate::domain::tool::ToolOutput;
-use crate::modes::scripted_ports::{LlmAct, Script, code, failure, output, says, settings, text_output, turn, wants};
+use crate::domain::tool::{ToolHints, ToolOutput};
+use crate::modes::portable::Portable;
+use crate::modes::scripted_ports::{
+    Death, LlmAct, Script, code, failure, output, says, settings, text_output, turn, wants,
+};
 
 fn echo(arguments: &Value) -> Result<ToolOutput, Failure> {
     Ok(text_output(&arguments.to_string()))
@@ -125,6 +128,52 @@ async fn whatever_goes_wrong_with_a_tool_is_told_to_the_model() {
     assert_eq!(tried.iter().filter(|name| *name == "flaky").count(), 3, "a retriable failure is tried again");
     assert!(!tried.contains(&String::from("count")), "arguments that do not fit never reach the tool");
     assert_eq!(output(&report)["tool_calls"], 3, "calls that were refused are not calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_schema_that_apis_refuse_is_shown_in_other_words_and_the_tool_gets_its_own() {
+    let schema = json!({
+        "type": "object",
+        "properties": {"$top": {"$ref": "#/$defs/n"}, "q": {"type": "string"}},
+        "anyOf": [{"required": ["$top"]}, {"required": ["q"]}],
+        "$defs": {"n": {"type": "integer"}},
+    });
+    let shown = Value::clone(&Portable::of(&Arc::new(schema.clone())).schema);
+    let names = shown["properties"].as_object().expect("an object").keys();
+    let top = names.clone().find(|name| name.starts_with("_top_")).expect("another name");
+    let uses = [("list", json!({top: 3})), ("list", json!({top: "three"})), ("list", json!({}))];
+    let script = Script::new().tool_with("list", schema, Duration::ZERO, echo).model([wants(&uses), says("done")]);
+    script.run(config()).await;
+    assert_eq!(*script.requests.borrow()[0].tools[0].input_schema, shown);
+    let results = results(&script, 1);
+    assert_eq!(text(&results[0]), r#"{"$top":3}"#);
+    assert!(text(&results[1]).contains("`/$top`"), "{}", text(&results[1]));
+    assert!(results[2].is_error, "what only the tool's own schema says is checked: {}", text(&results[2]));
+    assert_eq!(script.calls.borrow().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_made_again_has_the_tools_own_names_too() {
+    let schema = json!({"type": "object", "properties": {"$top": {"type": "integer"}}});
+    let names = Value::clone(&Portable::of(&Arc::new(schema.clone())).schema);
+    let top = names["properties"].as_object().expect("an object").keys().next().expect("a name").clone();
+    let script = Script::new()
+        .tool_with("list", schema, Duration::ZERO, echo)
+        .hinting(ToolHints::READ_ONLY)
+        .model([wants(&[("list", json!({top: 3}))]), says("done")]);
+    // After the third entry, which says that the call begins, the worker dies.
+    script.dies(Death::After(3), config()).await;
+    script.run(config()).await;
+    assert_eq!(text(&results(&script, 1)[0]), r#"{"$top":3}"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_known_of_the_tools_stands_in_the_warnings() {
+    let script = Script::new().tool("add", echo).warning("`srv/add` is described differently").model([says("done")]);
+    let report = script.run(config()).await;
+    assert_eq!(report.warnings, ["`srv/add` is described differently"]);
+    let script = Script::new().tool("add", echo).warning("`srv/add` is described differently");
+    assert_eq!(script.run(json!({"tool_name": "add"})).await.warnings.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
