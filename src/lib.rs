@@ -27,3 +27,5 @@ pub mod ports;
 pub mod retry;
 pub mod telemetry;
 pub mod tools;
+
+pub use cli::worker::Worker;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::slice;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::dev::ToEnvelope;
 use actix::{Actor, Handler, Message};
@@ -37,6 +37,9 @@ use crate::ports::{
 };
 use crate::tools::registry::Registry;
 use crate::tools::resolve::{Catalog, matches, resolve};
+
+/// How long looking for tools again may take that somebody ordered; the server's own limit holds as well.
+const REFRESH: Duration = Duration::from_secs(60);
 
 /// All ports of one worker.
 #[derive(Clone)]
@@ -181,6 +184,14 @@ impl ToolHandle {
         let mut hidden = concerned().filter_map(|(server, _)| server.why_hidden(&own(server)));
         let why = hidden.next().or_else(|| self.registry.why_off(lost).map(str::to_owned))?;
         Some(Failure::configuration("unknown_tool", why))
+    }
+
+    /// Looks for the tools of a server again, whatever is known of them.
+    pub async fn refresh(&self, server: &Server) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+        let (_, post) =
+            self.servers.iter().find(|(known, _)| known.name == server.name).expect("a server of this worker");
+        server.outdate()?;
+        ask(post, "tool client", Discover { deadline: Instant::now() + REFRESH }).await
     }
 
     /// What the servers' approvals say of these tools.

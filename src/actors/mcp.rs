@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actors::messages::{CallTool, Discover};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::mcp::{CallMeta, Endpoint, McpError, McpTool, Session, ToolListing};
+use crate::clients::mcp::{CallMeta, Endpoint, McpError, McpTool, ServerInfo, Session, ToolListing};
 use crate::config::McpServerConfig;
 use crate::domain::outcome::{Category, Failure};
 use crate::domain::tool::{ToolOutput, ToolSpec, ToolTarget};
@@ -146,6 +146,11 @@ impl Server {
         let catalog = self.catalog.read().expect("nobody panics while holding the catalog");
         let hidden = catalog.as_ref()?.hidden.iter().any(|name| name == tool);
         hidden.then(|| format!("`{0}/{tool}` is hidden by `mcp.servers.{0}.allow` or `deny`", self.name))
+    }
+
+    /// Who the server says it is, while there is a session.
+    pub async fn info(&self) -> Option<ServerInfo> {
+        self.link.lock().await.session.as_ref().map(|session| session.info().clone())
     }
 
     /// The open session, or a new one. After a failure the next attempt waits; until then the last error answers.
@@ -351,14 +356,14 @@ impl Server {
         offered
     }
 
-    /// Discovers the tools anew, whatever is known of them, under what is approved by now.
-    pub async fn refresh(&self) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+    /// Lets the next discovery ask the server, whatever is known, and judge by what is approved by now.
+    pub fn outdate(&self) -> Result<(), Failure> {
         self.approval.reload().map_err(|error| Failure::configuration("lock_file", error.to_string()))?;
         if let Some(catalog) = self.catalog.write().expect("nobody panics while holding the catalog").as_mut() {
-            // Out of date from now on, but still what is known if the server is away.
+            // It is still what is known of the server if that is away.
             catalog.session = std::sync::Weak::new();
         }
-        self.discover().await
+        Ok(())
     }
 
     /// Whether the server still answers: a session over HTTP does not notice by itself that nobody is there any more.

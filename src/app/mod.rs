@@ -1,5 +1,6 @@
 //! Builds the worker out of its parts, runs it, and stops it in the one order that loses nothing.
 
+mod catalogue;
 pub mod wiring;
 
 use std::sync::Arc;
@@ -33,10 +34,12 @@ use crate::clients::redis::{
 use crate::config::Config;
 use crate::domain::event::EventType;
 use crate::health::Health;
-use crate::http::health::{Facts, serve};
+use crate::http::health::{Facts, listen, serve};
 use crate::metrics::Metrics;
 use crate::modes::ModeSettings;
+use crate::tools::Registry;
 
+use catalogue::Catalogue;
 use wiring::{Running, start_on};
 
 /// A refusal to start that a restart does not cure; see `sysexits.h`.
@@ -55,11 +58,11 @@ const CLOSING: Duration = Duration::from_secs(2);
 #[error("{0}")]
 pub struct Refused(String);
 
-/// Runs the worker until it is told to stop. The answer is the process's exit code.
-pub fn run(config: Config) -> anyhow::Result<i32> {
+/// Runs the worker until it is told to stop, with these functions beside the built-in ones. The answer is the process's exit code.
+pub fn run(config: Config, functions: &Registry) -> anyhow::Result<i32> {
     raise_file_limit();
     let system = System::new();
-    let worker = system.block_on(Worker::start(config))?;
+    let worker = system.block_on(Worker::start(config, functions))?;
     system.runtime().spawn(async move {
         let code = worker.until_signalled().await;
         System::current().stop_with_code(code);
@@ -135,7 +138,7 @@ impl Signals {
 }
 
 impl Worker {
-    async fn start(config: Config) -> anyhow::Result<Self> {
+    async fn start(config: Config, functions: &Registry) -> anyhow::Result<Self> {
         let signals = Signals::listen().context("listening for signals")?;
         let phases = Phases::default();
         let worker_id = config.worker.id.clone();
@@ -152,17 +155,17 @@ impl Worker {
         let link = Link::new(&config.redis)?;
         let leases = new_leases(&config, &link, &keys, &consumer);
 
-        let (server, address) = serve(
-            &config.http,
-            Facts { worker_id: worker_id.clone(), health: Arc::clone(&health), metrics: Arc::clone(&metrics) },
-        )
-        .with_context(|| format!("listening on {}:{} (http.bind, http.port)", config.http.bind, config.http.port))?;
+        let (listener, address) = listen(&config.http).with_context(|| {
+            format!("listening on {}:{} (http.bind, http.port)", config.http.bind, config.http.port)
+        })?;
+        let running = Running::start(&config, functions, &health, &metrics, &phases.drain, &phases.end)?;
+        let facts = Facts { worker_id: worker_id.clone(), health: Arc::clone(&health), metrics: Arc::clone(&metrics) };
+        let server = serve(listener, &config.http, facts, Arc::new(Catalogue::new(&running)))?;
         let http = server.handle();
         actix::spawn(server);
         tracing::info!(%address, worker.id = worker_id, consumer = %consumer, version = env!("CARGO_PKG_VERSION"),
             "worker started");
 
-        let running = Running::start(&config, &health, &metrics, &phases.drain, &phases.end)?;
         let event_log = EventLog::new(link.clone(), keys.clone(), config.events.maxlen.get());
         let kinds =
             EventType::PROGRESS.into_iter().filter(|kind| config.events.progress.iter().any(|p| p == kind.as_str()));

@@ -34,9 +34,11 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts an actor for each provider and each tool server, on a thread of their own.
+    /// Starts an actor for each provider and each tool server, on a thread of their own; `functions` stand beside the
+    /// built-in ones.
     pub fn start(
         config: &Config,
+        functions: &Registry,
         health: &Arc<Health>,
         metrics: &Arc<Metrics>,
         draining: &CancellationToken,
@@ -79,7 +81,9 @@ impl Running {
             posts.push((Arc::clone(&server), post));
             servers.push(server);
         }
-        let registry = Arc::new(Registry::builtin(&config.tools)?);
+        let mut registry = Registry::builtin(&config.tools)?;
+        registry.extend(functions);
+        let registry = Arc::new(registry);
         Ok(Self {
             llm: LlmHandle::new(providers, prices, &config.llm.default),
             tools: ToolHandle::new(posts, Arc::clone(&registry), Arc::clone(metrics)),
@@ -89,13 +93,13 @@ impl Running {
         })
     }
 
-    /// What is configured, for the worker registry: servers as `name/*`, built-ins by name.
+    /// What is configured, for the worker registry: servers as `name/*`, functions by name.
     pub fn tool_names(&self) -> Vec<String> {
         let servers = self.servers.iter().map(|server| format!("{}/*", server.name));
         servers.chain(self.registry.specs().into_iter().map(|spec| spec.name)).collect()
     }
 
-    /// The built-in tools.
+    /// The functions of the program itself.
     pub fn builtin(&self) -> Vec<ToolSpec> {
         self.registry.specs()
     }

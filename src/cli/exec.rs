@@ -61,7 +61,7 @@ pub fn run(settings: &Settings, args: &ExecArgs) -> u8 {
     let report = System::new().block_on(async {
         let (health, metrics) = (Arc::new(Health::new(Duration::MAX)), Arc::new(Metrics::new("exec")));
         let end = CancellationToken::new();
-        let running = Running::start(&config, &health, &metrics, &CancellationToken::new(), &end)?;
+        let running = Running::start(&config, &settings.functions, &health, &metrics, &CancellationToken::new(), &end)?;
         let ports = LocalPorts {
             llm: running.llm.clone(),
             tools: running.tools.clone(),

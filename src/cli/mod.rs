@@ -13,6 +13,7 @@ pub mod scripted_model;
 pub mod status;
 pub mod submit;
 pub mod tools;
+pub mod worker;
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -25,6 +26,7 @@ use crate::app::Refused;
 use crate::clients::redis::RedisError;
 use crate::config::Config;
 use crate::config::load::{LoadOptions, Loaded, load};
+use crate::tools::Registry;
 
 /// The exit codes that scripts may rely on, as `--help` prints them.
 const EXIT_CODES: &str = "Exit codes:
@@ -33,6 +35,7 @@ const EXIT_CODES: &str = "Exit codes:
   2    wrong arguments
   69   a service is needed and does not answer
   70   a fault of the worker itself; a restart may help
+  76   of `tools call`: the server refused the call, or its answer cannot be used
   78   wrong configuration; a restart does not help
   130  a second signal ended the worker at once, or Ctrl-C ended `dev` before its end";
 
@@ -42,6 +45,12 @@ pub const FAILED: u8 = 1;
 pub const WRONG_ARGUMENTS: u8 = 2;
 /// A service does not answer.
 pub const UNAVAILABLE: u8 = 69;
+/// A fault of the program itself.
+pub const FAULT: u8 = 70;
+/// The other side refused, or broke the protocol.
+pub const REFUSED: u8 = 76;
+/// Somebody interrupted it.
+pub const INTERRUPTED: u8 = 130;
 /// Wrong configuration.
 pub const WRONG_CONFIG: u8 = 78;
 
@@ -65,6 +74,9 @@ pub struct Settings {
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = assignment)]
     #[arg(help_heading = "Configuration")]
     pub set: Vec<(String, String)>,
+    /// Functions of the program's own, beside the built-in ones.
+    #[arg(skip)]
+    pub functions: Registry,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,7 +89,7 @@ enum Command {
     Submit(submit::SubmitArgs),
     /// Run one node here and now, with no Redis; its output goes to stdout.
     Exec(exec::ExecArgs),
-    /// Show what each MCP server and the function registry offer.
+    /// Show, call and approve what each MCP server and the function registry offer.
     Tools(tools::ToolsArgs),
     /// Show what waits, what is held, and which workers there are.
     Status(status::StatusArgs),
@@ -114,9 +126,10 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 }
 
 impl Cli {
-    /// Runs the subcommand; the answer is the exit code.
-    pub fn run(self) -> u8 {
+    /// Runs the subcommand with these functions beside the built-in ones; the answer is the exit code.
+    pub fn run_with(self, functions: Registry) -> u8 {
         let Self { settings, command } = self;
+        let settings = Settings { functions, ..settings };
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(&settings),
             Command::Dev(args) => dev::run(&settings, &args),
@@ -144,6 +157,7 @@ impl Settings {
             file: self.config.clone(),
             flags: self.set.clone(),
             env: std::env::vars_os().collect(),
+            functions: self.functions.specs().into_iter().map(|spec| spec.name).collect(),
             ..LoadOptions::default()
         };
         load(&options).map_err(|error| {

@@ -17,7 +17,7 @@ pub fn run(settings: &Settings) -> u8 {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match app::run(loaded.config) {
+    match app::run(loaded.config, &settings.functions) {
         Ok(code) => u8::try_from(code).unwrap_or(FAILED),
         Err(error) => {
             tracing::error!("the worker cannot start: {}", causes(&error));

@@ -28,6 +28,8 @@ pub struct LoadOptions {
     pub env: BTreeMap<OsString, OsString>,
     /// What flags set, as dotted key and text; they win over everything.
     pub flags: Vec<(String, String)>,
+    /// Functions of the program's own, beside the built-in ones.
+    pub functions: Vec<String>,
     /// Whether variables that values of servers name may be absent, because a file is judged elsewhere than where it
     /// will be used.
     pub without_variables: bool,
@@ -108,7 +110,7 @@ fn load_named(options: &LoadOptions, named: Option<Source>) -> Result<Loaded, Co
     let expanded = Layer { values: expanded(&merged, &sources, options, &mut problems), ..Layer::default() };
     let config: Config = Figment::from(&expanded).extract().map_err(|error| unexpected(&error))?;
 
-    validate::validate(&config, &sources, &mut problems);
+    validate::validate(&config, &options.functions, &sources, &mut problems);
     if !problems.is_empty() {
         return Err(ConfigError { problems });
     }

@@ -28,10 +28,16 @@ const MAX_NAME: usize = 256;
 /// The shortest token that opens the API: a shorter one can be guessed.
 const MIN_TOKEN: usize = 16;
 
-/// Adds what is wrong to `problems`. A key that has a problem already is not blamed again.
-pub fn validate(config: &Config, sources: &BTreeMap<String, Source>, problems: &mut Vec<Problem>) {
+/// Adds what is wrong to `problems`. A key that has a problem already is not blamed again. `functions` are those that
+/// the program has beside the built-in ones.
+pub fn validate(
+    config: &Config,
+    functions: &[String],
+    sources: &BTreeMap<String, Source>,
+    problems: &mut Vec<Problem>,
+) {
     let refused = problems.iter().map(|problem| problem.key.clone()).collect();
-    let mut check = Check { sources, refused, problems };
+    let mut check = Check { functions, sources, refused, problems };
     check.worker_and_work(config);
     check.lease(&config.lease, config.work.block);
     check.models(config);
@@ -75,6 +81,7 @@ pub fn warnings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Stri
 }
 
 struct Check<'a> {
+    functions: &'a [String],
     sources: &'a BTreeMap<String, Source>,
     refused: BTreeSet<String>,
     problems: &'a mut Vec<Problem>,
@@ -336,8 +343,9 @@ impl Check<'_> {
                     (known, "names no tool of an MCP server", nearest(server, servers()))
                 }
                 None => {
-                    let known = BUILT_IN_TOOLS.contains(&name.as_str());
-                    let near = nearest(name, BUILT_IN_TOOLS.iter().copied());
+                    let known = BUILT_IN_TOOLS.contains(&name.as_str()) || self.functions.contains(name);
+                    let own = self.functions.iter().map(String::as_str);
+                    let near = nearest(name, BUILT_IN_TOOLS.iter().copied().chain(own));
                     (known, "names no built-in tool, and those of a server are `server/tool`", near)
                 }
             };

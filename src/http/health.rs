@@ -1,4 +1,5 @@
-//! `/health`, `/live`, `/ready`, `/metrics` and `/api/mcp`: all of it read from shared values, nobody is asked.
+//! `/health`, `/live`, `/ready`, `/metrics` and `/api/mcp`, all of it read from shared values, and the server that has
+//! them and the rest of the API.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use serde_json::json;
 
 use crate::config::HttpConfig;
 use crate::health::Health;
+use crate::http::api::{self, AdminToken, ToolCatalogue};
 use crate::metrics::Metrics;
 
 /// What the handlers read.
@@ -22,19 +24,33 @@ pub struct Facts {
     pub metrics: Arc<Metrics>,
 }
 
-/// Starts the server on a thread of its own; the address tells the port that was taken where the configured one is 0.
-pub fn serve(config: &HttpConfig, facts: Facts) -> std::io::Result<(Server, SocketAddr)> {
+/// Takes the port; the address tells which, where the configured one is 0.
+pub fn listen(config: &HttpConfig) -> std::io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind((config.bind.as_str(), config.port))?;
     let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Starts the server on a thread of its own.
+pub fn serve(
+    listener: TcpListener,
+    config: &HttpConfig,
+    facts: Facts,
+    catalogue: Arc<dyn ToolCatalogue>,
+) -> std::io::Result<Server> {
     let facts = Data::new(facts);
+    let (token, catalogue) = (Data::new(AdminToken::new(config.admin_token.clone())), Data::new(catalogue));
     let server = HttpServer::new(move || {
         App::new()
             .app_data(facts.clone())
+            .app_data(token.clone())
+            .app_data(catalogue.clone())
             .service(readable("/health", health))
             .service(readable("/live", live))
             .service(readable("/ready", ready))
             .service(readable("/metrics", metrics))
             .service(readable("/api/mcp", tool_servers))
+            .configure(api::routes)
     })
     .workers(1)
     // The worker itself decides what a signal means, and in which order things stop.
@@ -42,7 +58,7 @@ pub fn serve(config: &HttpConfig, facts: Facts) -> std::io::Result<(Server, Sock
     .shutdown_timeout(1)
     .listen(listener)?
     .run();
-    Ok((server, address))
+    Ok(server)
 }
 
 /// A page that is there to be read: by GET, by HEAD where the status is enough, and by nothing else.

@@ -64,6 +64,13 @@ impl Registry {
         self.off.get(name).map(String::as_str)
     }
 
+    /// Adds the functions of another registry; one of the same name is replaced.
+    pub fn extend(&mut self, other: &Self) {
+        let functions = other.functions.iter().map(|(name, function)| (name.clone(), Arc::clone(function)));
+        self.functions.extend(functions);
+        self.off.retain(|name, _| !other.functions.contains_key(name));
+    }
+
     /// Adds a function whose schema follows from its argument type; one of the same name is replaced.
     ///
     /// ```

@@ -1,5 +1,6 @@
 //! Tests against real servers, in one binary. Each module holds one subject; `harness` starts what they need.
 
+mod approval;
 mod blobs;
 mod cancel;
 mod chaos;

@@ -73,13 +73,20 @@ impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let public: Vec<SocketAddr> = found.iter().copied().filter(|at| refused(at.ip()).is_none()).collect();
-            if let (true, Some(first)) = (public.is_empty(), found.first()) {
-                let kind = refused(first.ip()).unwrap_or("reserved");
-                return Err(AddressRefused { host: name.as_str().to_owned(), address: first.ip(), kind }.into());
-            }
-            Ok(Box::new(public.into_iter()) as Addrs)
+            Ok(Box::new(public_of(name.as_str(), found)?.into_iter()) as Addrs)
         })
+    }
+}
+
+/// The public addresses among those of a host; an error if it has others alone.
+fn public_of(host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, AddressRefused> {
+    let first = found.first().map(SocketAddr::ip);
+    let public: Vec<SocketAddr> = found.into_iter().filter(|at| refused(at.ip()).is_none()).collect();
+    match first.and_then(|address| Some((address, refused(address)?))) {
+        Some((address, kind)) if public.is_empty() => {
+            Err(AddressRefused { host: host.to_owned(), address, kind })
+        }
+        _ => Ok(public),
     }
 }
 
@@ -134,6 +141,18 @@ mod tests {
         ] {
             assert_eq!(kind(address), Some(expected), "{address}");
         }
+    }
+
+    #[test]
+    fn a_name_with_public_and_inner_addresses_leads_to_the_public_ones_alone() {
+        let at = |addresses: &[&str]| -> Vec<SocketAddr> {
+            addresses.iter().map(|address| SocketAddr::new(address.parse().expect("an address"), 0)).collect()
+        };
+        let public = public_of("h", at(&["169.254.169.254", "1.1.1.1", "::1", "2606:4700::1111", "10.0.0.1"]));
+        assert_eq!(public, Ok(at(&["1.1.1.1", "2606:4700::1111"])));
+        let refused = public_of("inner", at(&["10.0.0.1", "::1"])).expect_err("none is public");
+        assert_eq!((refused.host.as_str(), refused.kind), ("inner", "private"));
+        assert_eq!(public_of("nobody", Vec::new()), Ok(Vec::new()), "no address is the connection's to report");
     }
 
     #[test]

@@ -160,6 +160,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn bad_input_is_refused_in_words() {
+        for (arguments, word) in [
+            (json!({}), "`template` is missing"),
+            (json!({"template": 7}), "`template`"),
+            (json!({"template": "x", "values": [1]}), "`values`"),
+            (json!({"template": "x", "value": {}}), "did you mean `values`?"),
+            (json!({"template": "x".repeat(MAX_TEMPLATE + 1)}), "bytes, more than"),
+        ] {
+            let failure = call(NAME, arguments).await.expect_err(word);
+            assert_eq!(failure.category, crate::domain::outcome::Category::Validation, "{failure}");
+            assert!(failure.message.contains(word), "{failure}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_template_without_end_ends() {
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
         assert_eq!(code(json!({"template": endless})).await, "template_too_expensive");
