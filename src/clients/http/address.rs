@@ -83,9 +83,7 @@ fn public_of(host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Addr
     let first = found.first().map(SocketAddr::ip);
     let public: Vec<SocketAddr> = found.into_iter().filter(|at| refused(at.ip()).is_none()).collect();
     match first.and_then(|address| Some((address, refused(address)?))) {
-        Some((address, kind)) if public.is_empty() => {
-            Err(AddressRefused { host: host.to_owned(), address, kind })
-        }
+        Some((address, kind)) if public.is_empty() => Err(AddressRefused { host: host.to_owned(), address, kind }),
         _ => Ok(public),
     }
 }
