@@ -397,8 +397,7 @@ fn unexpected(error: &figment::Error) -> ConfigError {
 
 /// Reads one file alone, with no environment and no flags; variables that its values name need not be there.
 pub fn load_file(path: &Path) -> Result<Loaded, ConfigError> {
-    let options =
-        LoadOptions { file: Some(path.to_owned()), without_variables: true, ..LoadOptions::default() };
+    let options = LoadOptions { file: Some(path.to_owned()), without_variables: true, ..LoadOptions::default() };
     load_named(&options, None)
 }
 

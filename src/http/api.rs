@@ -64,8 +64,9 @@ fn bearer(header: &[u8]) -> Option<&[u8]> {
 /// Adds everything under `/api`. Whatever is added to it is guarded by its method alone: what is no GET, HEAD or OPTIONS
 /// wants the token.
 pub fn routes(config: &mut ServiceConfig) {
-    let api =
-        scope("/api").route("/tools", get().to(tools)).route("/tools/refresh", post().to(refresh)).wrap(from_fn(guard));
+    let tools = resource("/tools").route(get().to(tools)).route(head().to(tools)).default_service(only("GET, HEAD"));
+    let refresh = resource("/tools/refresh").route(post().to(refresh)).default_service(only("POST"));
+    let api = scope("/api").service(tools).service(refresh).wrap(from_fn(guard));
     config.service(api);
 }
 
@@ -154,6 +155,22 @@ mod tests {
     async fn what_is_known_of_the_tools_is_open() {
         let (status, body, _) = asked(None, TestRequest::get().uri("/api/tools")).await;
         assert_eq!((status, body), (200, json!({"tools": []})));
+    }
+
+    #[actix_web::test]
+    async fn each_resource_has_its_methods_alone() {
+        let ask = async |method: Method, path: &str| {
+            let request = TestRequest::default().method(method).uri(path);
+            let request = request.insert_header(("authorization", format!("Bearer {TOKEN}")));
+            let token = AdminToken::new(Some(SecretString::from(TOKEN)));
+            let catalogue: Arc<dyn ToolCatalogue> = Arc::new(Fake::default());
+            let app = App::new().app_data(Data::new(catalogue)).app_data(Data::new(token)).configure(routes);
+            call_service(&init_service(app).await, request.to_request()).await.status().as_u16()
+        };
+        assert_eq!(ask(Method::HEAD, "/api/tools").await, 200);
+        assert_eq!(ask(Method::POST, "/api/tools").await, 405);
+        assert_eq!(ask(Method::GET, "/api/tools/refresh").await, 405);
+        assert_eq!(ask(Method::GET, "/api/nothing").await, 404);
     }
 
     #[actix_web::test]

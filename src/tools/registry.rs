@@ -68,7 +68,7 @@ impl Registry {
     pub fn extend(&mut self, other: &Self) {
         let functions = other.functions.iter().map(|(name, function)| (name.clone(), Arc::clone(function)));
         self.functions.extend(functions);
-        self.off.retain(|name, _| !other.functions.contains_key(name));
+        self.off.retain(|name, _| !other.contains(name));
     }
 
     /// Adds a function whose schema follows from its argument type; one of the same name is replaced.
