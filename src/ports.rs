@@ -133,8 +133,21 @@ pub struct ToolCall {
     pub progress: Option<ProgressSender>,
 }
 
+/// A provider that may be asked, and with what.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The provider by its configured name.
+    pub provider: Arc<str>,
+    /// The node's settings as they are meant for this provider, which is the only one that they name.
+    pub settings: Arc<LlmConfig>,
+}
+
 /// Models.
 pub trait Llm {
+    /// The providers that a node with these settings may ask: the first, and those that stand in for it. One that is
+    /// not configured is a configuration failure.
+    fn routes(&self, settings: &Arc<LlmConfig>) -> Result<Vec<Route>, Failure>;
+
     /// Whether it is known what the model of these settings costs.
     fn priced(&self, settings: &LlmConfig) -> bool;
 

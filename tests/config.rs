@@ -196,7 +196,7 @@ fn every_short_name_sets_its_key() {
 fn sample(key: &Key) -> String {
     match (key.path, key.kind) {
         ("redis.url", _) => String::from("redis://h:1"),
-        ("llm.default", _) => String::from("anthropic"),
+        ("llm.default" | "llm.fallback", _) => String::from("anthropic"),
         ("lease.renew" | "retry.initial", _) => String::from("1s"),
         ("lease.duration", _) => String::from("61s"),
         ("retry.max", _) => String::from("31s"),
@@ -515,7 +515,8 @@ fn a_provider_that_is_unknown_is_refused_with_the_known_ones() {
     let file = "[llm.providers.mine]\nmodel = \"m\"\n";
     let refusal = Given::file(file).and_env(&[("LLM_PROVIDER", "anthropc"), ("LLM_API_KEY", "k")]).refusal();
     assert!(
-        refusal.contains("LLM_PROVIDER (environment): names no provider; known are anthropic, mine, scripted"),
+        refusal.contains("LLM_PROVIDER (environment): names no provider; known are anthropic, gemini, llama-cpp, mine, ollama, openai, \
+             openai-responses, openrouter, scripted, vllm"),
         "{refusal}"
     );
     assert!(refusal.contains("did you mean anthropic?"), "{refusal}");
@@ -1301,7 +1302,7 @@ fn every_key_is_documented_once_in_the_defaults_with_its_names() {
             names = names.iter().flat_map(|name| [name.clone(), format!("{name}_FILE")]).collect();
         }
         if key.path == "llm.providers.*.api_key" {
-            names.push(String::from("ANTHROPIC_API_KEY"));
+            names.extend(FALLBACK_KEYS.iter().map(|(variable, _)| String::from(*variable)));
         }
         assert_eq!(told, names, "{}", key.path);
         if let (Some(default), Some(written)) =

@@ -18,9 +18,11 @@ use crate::actors::llm::LlmActor;
 use crate::actors::mcp::{McpSessionActor, Server};
 use crate::actors::messages::{Append, CallTool, Complete, Discover, FetchBlob, NodeIds, Open, Read};
 use crate::actors::progress::ProgressLog;
+use crate::actors::routes::routes;
 use crate::actors::store::StateStore;
 use crate::actors::supervise::Post;
 use crate::clients::llm::Prices;
+use crate::config::Protocol;
 use crate::domain::blob::BlobRef;
 use crate::domain::event::EventType;
 use crate::domain::ids::GraphId;
@@ -33,7 +35,8 @@ use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec};
 use crate::domain::work::Delivery;
 use crate::metrics::{Metrics, ServerLabels, ToolLabels};
 use crate::ports::{
-    Appended, CallContext, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools, Wanted,
+    Appended, CallContext, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools,
+    Wanted,
 };
 use crate::tools::registry::Registry;
 use crate::tools::resolve::{Catalog, matches, resolve};
@@ -95,35 +98,54 @@ where
 /// Models, a provider an actor.
 #[derive(Clone)]
 pub struct LlmHandle {
-    providers: Arc<HashMap<String, Post<LlmActor>>>,
+    providers: Arc<HashMap<String, (Protocol, Post<LlmActor>)>>,
     prices: Arc<HashMap<String, Prices>>,
-    default: Arc<str>,
+    default: Arc<[String]>,
 }
 
 impl LlmHandle {
-    /// These providers with their prices; nodes that name none use `default`.
-    pub fn new(providers: HashMap<String, Post<LlmActor>>, prices: HashMap<String, Prices>, default: &str) -> Self {
+    /// These providers with their prices; nodes that name none use the first of `default`, and the others when it is
+    /// overloaded or away.
+    pub fn new(
+        providers: HashMap<String, (Protocol, Post<LlmActor>)>,
+        prices: HashMap<String, Prices>,
+        default: Vec<String>,
+    ) -> Self {
         Self { providers: Arc::new(providers), prices: Arc::new(prices), default: Arc::from(default) }
+    }
+
+    fn provider(&self, name: &str) -> Result<&(Protocol, Post<LlmActor>), Failure> {
+        self.providers.get(name).ok_or_else(|| {
+            let mut known: Vec<&str> = self.providers.keys().map(String::as_str).collect();
+            known.sort_unstable();
+            let hint = nearest(name, known.iter().copied()).map(|near| format!("; did you mean {near}?"));
+            Failure::configuration(
+                "unknown_provider",
+                format!(
+                    "provider {name:?} is not configured; `llm.providers` has {}{}",
+                    known.join(", "),
+                    hint.unwrap_or_default()
+                ),
+            )
+        })
     }
 }
 
 impl Llm for LlmHandle {
+    fn routes(&self, settings: &Arc<LlmConfig>) -> Result<Vec<Route>, Failure> {
+        let named = if settings.provider.is_empty() { &*self.default } else { &settings.provider };
+        routes(named, settings, |name| self.provider(name).map(|(protocol, _)| *protocol))
+    }
+
     fn priced(&self, settings: &LlmConfig) -> bool {
-        let name = settings.provider.as_deref().unwrap_or(&self.default);
+        let name = settings.provider.first().or(self.default.first()).map_or("", String::as_str);
         // What is not configured fails with its own words.
         self.prices.get(name).is_none_or(|prices| prices.knows(settings.model.as_deref()))
     }
 
     async fn complete(&self, request: LlmRequest) -> Result<Completion, Failure> {
-        let name = request.settings.provider.as_deref().unwrap_or(&self.default);
-        let Some(post) = self.providers.get(name) else {
-            let mut known: Vec<&str> = self.providers.keys().map(String::as_str).collect();
-            known.sort_unstable();
-            return Err(Failure::configuration(
-                "unknown_provider",
-                format!("provider {name:?} is not configured; `llm.providers` has {}", known.join(", ")),
-            ));
-        };
+        let named = request.settings.provider.first().or(self.default.first()).map_or("", String::as_str);
+        let (_, post) = self.provider(named)?;
         let cancel = CancellationToken::new();
         let _cancelled_when_dropped = cancel.clone().drop_guard();
         ask(post, "model client", Complete { request, cancel }).await

@@ -20,5 +20,6 @@ pub mod progress;
 pub mod publisher;
 pub mod reader;
 pub mod registrar;
+pub mod routes;
 pub mod store;
 pub mod supervise;

@@ -51,6 +51,7 @@ impl Running {
             let client = LlmClient::new(name, provider).map_err(|error| Refused(error.to_string()))?;
             let own = Prices::new(&config.llm, provider);
             prices.insert(name.clone(), own.clone());
+            let protocol = provider.kind.protocol();
             let provider = Arc::new(Provider {
                 name: name.clone(),
                 client,
@@ -63,7 +64,7 @@ impl Running {
                 let provider = Arc::clone(&provider);
                 LlmActor::start_in_arbiter(&on, move |_: &mut Context<LlmActor>| LlmActor::new(provider, watch))
             });
-            providers.insert(name.clone(), post);
+            providers.insert(name.clone(), (protocol, post));
         }
         let mut servers = Vec::new();
         let mut posts = Vec::new();
@@ -85,7 +86,11 @@ impl Running {
         registry.extend(functions);
         let registry = Arc::new(registry);
         Ok(Self {
-            llm: LlmHandle::new(providers, prices, &config.llm.default),
+            llm: LlmHandle::new(
+                providers,
+                prices,
+                [vec![config.llm.default.clone()], config.llm.fallback.clone()].concat(),
+            ),
             tools: ToolHandle::new(posts, Arc::clone(&registry), Arc::clone(metrics)),
             servers,
             registry,

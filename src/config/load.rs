@@ -16,7 +16,7 @@ use crate::config::layer::{Layer, get, insert};
 use crate::config::schema::{self, KEYS, PROVIDER_KINDS};
 use crate::config::show::{self, Entry};
 use crate::config::source::{Source, dotted};
-use crate::config::{Config, DEFAULT_TOML, file, mcp_json, redis_addr, validate};
+use crate::config::{Config, DEFAULT_TOML, file, mcp_json, presets, redis_addr, validate};
 use crate::domain::node::nearest;
 
 /// What a configuration is read from. There is no `Debug`: the environment holds secrets.
@@ -171,6 +171,22 @@ fn settle_environment(
             return layer;
         };
         layer.insert(&["llm", "providers", &name, "kind"], Value::from(*kind), source);
+    }
+    let fallback = |layer: &Layer| -> Option<Vec<String>> {
+        let names = layer.get(&["llm", "fallback"]).and_then(Value::as_array)?;
+        Some(names.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+    };
+    let named = [from_flags, &layer, from_file].iter().find_map(|layer| {
+        let source = layer.sources.get("llm.fallback").cloned().unwrap_or(Source::Default);
+        Some((fallback(layer)?, source))
+    });
+    // A known kind is a provider of its name here too; any other name is told as unknown later.
+    for (other, source) in
+        named.into_iter().flat_map(|(names, source)| names.into_iter().map(move |n| (n, source.clone())))
+    {
+        if !configured.contains(&other) && other != name && PROVIDER_KINDS.contains(&other.as_str()) {
+            layer.insert(&["llm", "providers", &other, "kind"], Value::from(other.as_str()), source);
+        }
     }
     for setting in environment.settings.iter().filter(|setting| setting.key.is_free()) {
         let member = setting.key.path.rsplit('.').next().unwrap_or_default();
@@ -357,25 +373,34 @@ fn beneath(merged: &Dict, environment: &Environment) -> Layer {
     let mut layer = Layer::default();
     for (section, group) in [("llm", "providers"), ("mcp", "servers")] {
         for name in names(merged, section, group) {
+            let kind = kind_of(merged, &name);
             for key in KEYS.iter().filter(|key| key.path.starts_with(&format!("{section}.{group}.*."))) {
                 let member = key.path.rsplit('.').next().unwrap_or_default();
-                // A provider that is called as a kind is of that kind unless it says otherwise.
-                let named = PROVIDER_KINDS.iter().find(|kind| member == "kind" && **kind == name);
-                if let Some(Ok(value)) = named.copied().or(key.default).map(|default| key.kind.parse(default)) {
+                let default = match (section, member) {
+                    ("llm", "kind") => Some(kind),
+                    ("llm", _) => presets::preset(kind, member).or(key.default),
+                    _ => key.default,
+                };
+                if let Some(Ok(value)) = default.map(|default| key.kind.parse(default)) {
                     insert(&mut layer.values, &[section, group, &name, member], value);
                 }
             }
         }
     }
     for name in names(merged, "llm", "providers") {
-        let path = ["llm", "providers", name.as_str(), "kind"];
-        let kind = get(merged, &path).or(layer.get(&path)).and_then(Value::as_str).map(str::to_owned);
-        if let Some((_, key, source)) = environment.fallback_keys.iter().find(|(of, _, _)| kind.as_deref() == Some(*of))
-        {
+        let vendor = presets::vendor(kind_of(merged, &name));
+        if let Some((_, key, source)) = environment.fallback_keys.iter().find(|(of, _, _)| vendor == Some(*of)) {
             layer.insert(&["llm", "providers", &name, "api_key"], key.clone(), source.clone());
         }
     }
     layer
+}
+
+/// The kind of a provider: as it says, else the one that it is called by.
+fn kind_of(merged: &Dict, name: &str) -> &'static str {
+    let said = get(merged, &["llm", "providers", name, "kind"]).and_then(Value::as_str);
+    let known = |text: &str| PROVIDER_KINDS.iter().copied().find(|kind| *kind == text);
+    said.and_then(known).or_else(|| known(name)).unwrap_or("anthropic")
 }
 
 fn defaults_layer() -> Layer {

@@ -11,6 +11,7 @@ pub mod load;
 pub mod mcp_auth;
 pub mod mcp_json;
 pub mod mcp_servers;
+pub mod presets;
 pub mod redis_addr;
 pub mod schema;
 pub mod show;
@@ -24,7 +25,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+pub use presets::{Protocol, ProviderKind};
 
 pub use self::mcp_auth::{McpAuthConfig, TokenEndpointAuthMethod};
 use crate::domain::price::Price;
@@ -214,6 +217,9 @@ impl EventsConfig {
 pub struct LlmSection {
     /// The provider of nodes that name none.
     pub default: String,
+    /// Providers that such nodes turn to, in this order, when the default is overloaded or away.
+    #[serde(default)]
+    pub fallback: Vec<String>,
     /// Providers by name.
     #[serde(default)]
     pub providers: BTreeMap<String, ProviderConfig>,
@@ -222,14 +228,43 @@ pub struct LlmSection {
     pub prices: BTreeMap<String, PriceConfig>,
 }
 
-/// What a provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// Which of OpenAI's two protocols is spoken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ProviderKind {
-    /// The Anthropic Messages API.
-    Anthropic,
-    /// A script of turns, for demos and tests: no key and no network.
-    Scripted,
+pub enum Api {
+    /// Responses where OpenAI itself is asked for a model that reasons, else chat completions.
+    #[default]
+    Auto,
+    /// Chat completions.
+    Chat,
+    /// Responses.
+    Responses,
+}
+
+/// What the limit of written tokens is called in chat completions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaxTokensAs {
+    /// `max_completion_tokens` for OpenAI itself, else `max_tokens`.
+    #[default]
+    Auto,
+    /// The older name, which most servers know.
+    MaxTokens,
+    /// The newer name, which OpenAI's reasoning models want.
+    MaxCompletionTokens,
+}
+
+/// How a server of chat completions is held to an `output_schema`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StructuredOutput {
+    /// `response_format` of the type `json_schema`.
+    #[default]
+    JsonSchema,
+    /// `response_format` of the type `json_object`; the schema is told in words.
+    JsonObject,
+    /// In words alone.
+    Prompt,
 }
 
 /// How the key is sent.
@@ -289,9 +324,9 @@ pub enum When {
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProviderConfig {
-    /// What it speaks.
+    /// What it is.
     pub kind: ProviderKind,
-    /// Where it is, without `/v1/messages`.
+    /// Where it is, without the path of an endpoint.
     pub base_url: String,
     /// The key.
     pub api_key: Option<SecretString>,
@@ -322,6 +357,16 @@ pub struct ProviderConfig {
     pub concurrency: NonZeroUsize,
     /// Prices by model, where they are not those of `llm.prices`.
     pub prices: BTreeMap<String, PriceConfig>,
+    /// openai: which of the two protocols is spoken.
+    pub api: Api,
+    /// openai: what the limit of written tokens is called.
+    pub max_tokens_as: MaxTokensAs,
+    /// openai: how the server is held to an `output_schema`.
+    pub structured_output: StructuredOutput,
+    /// openai: whether reasoning that the server showed is sent back with the turn that it belongs to.
+    pub reasoning_history: bool,
+    /// openai: whether images in tool results are sent as images.
+    pub images: bool,
     /// scripted: the file with the turns.
     pub script: Option<PathBuf>,
 }
@@ -357,6 +402,11 @@ impl Default for ProviderConfig {
             connect_timeout: Duration::from_secs(5),
             concurrency: NonZeroUsize::new(256).expect("256 is not zero"),
             prices: BTreeMap::new(),
+            api: Api::Auto,
+            max_tokens_as: MaxTokensAs::Auto,
+            structured_output: StructuredOutput::JsonSchema,
+            reasoning_history: true,
+            images: true,
             script: None,
         }
     }

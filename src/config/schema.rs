@@ -164,8 +164,7 @@ impl Key {
 /// What long names in the environment begin with.
 pub const LONG_PREFIX: &str = "EXECUTOR__";
 
-/// What a provider can speak, as it is written.
-pub const PROVIDER_KINDS: &[&str] = &["anthropic", "scripted"];
+pub use crate::config::presets::PROVIDER_KINDS;
 
 /// The short names. Those of a provider's members fill the provider that is the default.
 pub const SHORT_NAMES: &[(&str, &str)] = &[
@@ -182,8 +181,13 @@ pub const SHORT_NAMES: &[(&str, &str)] = &[
     ("HEALTH_PORT", "http.port"),
 ];
 
-/// Keys of providers that have none of their own: the variable, and the kind of provider it is for.
-pub const FALLBACK_KEYS: &[(&str, &str)] = &[("ANTHROPIC_API_KEY", "anthropic"), ("OPENAI_API_KEY", "openai")];
+/// Keys of providers that have none of their own: the variable, and the vendor it is for.
+pub const FALLBACK_KEYS: &[(&str, &str)] = &[
+    ("ANTHROPIC_API_KEY", "anthropic"),
+    ("OPENAI_API_KEY", "openai"),
+    ("OPENROUTER_API_KEY", "openrouter"),
+    ("GEMINI_API_KEY", "gemini"),
+];
 
 /// What may follow when nobody knows whether a tool call took effect.
 const UNKNOWN_OUTCOME: Kind = Kind::OneOf(&["ask_model", "fail", "retry"]);
@@ -223,6 +227,7 @@ pub const KEYS: &[Key] = &[
     key("events.hard_cap", count(1, u32::MAX as u64, "entries")),
     key("events.progress", Kind::List),
     key("llm.default", Kind::Text),
+    key("llm.fallback", Kind::List),
     key("llm.providers.*.kind", Kind::OneOf(PROVIDER_KINDS)).or("anthropic"),
     key("llm.providers.*.base_url", Kind::Url).or("https://api.anthropic.com"),
     key("llm.providers.*.api_key", Kind::Secret),
@@ -237,6 +242,11 @@ pub const KEYS: &[Key] = &[
     key("llm.providers.*.stall_timeout", time(1)).or("2m"),
     key("llm.providers.*.connect_timeout", time(1)).or("5s"),
     key("llm.providers.*.concurrency", count(1, 100_000, "calls")).or("256"),
+    key("llm.providers.*.api", Kind::OneOf(&["auto", "chat", "responses"])).or("auto"),
+    key("llm.providers.*.max_tokens_as", Kind::OneOf(&["auto", "max_tokens", "max_completion_tokens"])).or("auto"),
+    key("llm.providers.*.structured_output", Kind::OneOf(&["json_schema", "json_object", "prompt"])).or("json_schema"),
+    key("llm.providers.*.reasoning_history", Kind::Bool).or("true"),
+    key("llm.providers.*.images", Kind::Bool).or("true"),
     key("llm.providers.*.script", Kind::Text),
     key("llm.providers.*.prices.*.input", PRICE),
     key("llm.providers.*.prices.*.output", PRICE),

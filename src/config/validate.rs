@@ -13,8 +13,11 @@ use url::Url;
 use crate::config::env::shown;
 use crate::config::error::Problem;
 use crate::config::mcp_servers::is_name;
+use crate::config::schema::FALLBACK_KEYS;
 use crate::config::source::{Source, dotted};
-use crate::config::{Config, LeaseConfig, McpAuthConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind};
+use crate::config::{
+    Config, LeaseConfig, McpAuthConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind, presets,
+};
 use crate::domain::node::nearest;
 
 /// Names that `tools.disable` may hold.
@@ -52,16 +55,18 @@ pub fn warnings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Stri
         let prefix = format!("{}.", dotted(&["llm", "providers", name]));
         // The compiled-in provider is there whether anyone wants it or not.
         let wanted = *name == config.llm.default || sources.keys().any(|key| key.starts_with(&prefix));
-        match provider.kind {
-            ProviderKind::Anthropic if provider.api_key.is_none() && wanted => warnings.push(format!(
-                "provider {name} has no key, so nodes that use it fail; set LLM_API_KEY or LLM_API_KEY_FILE, \
-                 ANTHROPIC_API_KEY, or {} in the file",
-                dotted(&["llm", "providers", name, "api_key"])
-            )),
-            ProviderKind::Scripted if provider.api_key.is_some() => {
-                warnings.push(format!("provider {name} is scripted, so its key is not used"));
-            }
-            ProviderKind::Anthropic | ProviderKind::Scripted => {}
+        let key = dotted(&["llm", "providers", name, "api_key"]);
+        if provider.needs_key() && provider.api_key.is_none() && wanted {
+            let vendor = presets::vendor(provider.kind.as_str());
+            let vendors_own = FALLBACK_KEYS.iter().find(|(_, of)| vendor == Some(*of)).map(|(variable, _)| *variable);
+            let vendors_own = vendors_own.map(|variable| format!(" {variable},")).unwrap_or_default();
+            warnings.push(format!(
+                "provider {name} has no key, so nodes that use it fail; set LLM_API_KEY or LLM_API_KEY_FILE,\
+                 {vendors_own} or {key} in the file"
+            ));
+        }
+        if provider.kind == ProviderKind::Scripted && provider.api_key.is_some() {
+            warnings.push(format!("provider {name} is scripted, so its key is not used"));
         }
     }
     for (name, server) in &config.mcp.servers {
@@ -177,6 +182,12 @@ impl Check<'_> {
             let list = known().collect::<Vec<_>>().join(", ");
             self.blame(&["llm.default"], format!("names no provider; known are {list}"));
         }
+        for (at, name) in config.llm.fallback.iter().enumerate() {
+            if !config.llm.providers.contains_key(name) {
+                let list = known().collect::<Vec<_>>().join(", ");
+                self.blame(&["llm.fallback"], format!("place {} names no provider; known are {list}", at + 1));
+            }
+        }
         for (name, provider) in &config.llm.providers {
             let key = |member: &str| dotted(&["llm", "providers", name, member]);
             if !is_name(name) {
@@ -206,10 +217,10 @@ impl Check<'_> {
                     self.lacking(key("script"), "a scripted provider needs the file with its turns");
                 }
             }
-            ProviderKind::Anthropic => {
+            _ => {
                 self.http_url(&key("base_url"), &provider.base_url);
                 if provider.model.trim().is_empty() {
-                    self.blame(&[&key("model")], "must name a model");
+                    self.blame(&[&key("model")], "must name a model, here or by LLM_MODEL");
                 }
                 let texts = provider.betas.iter().map(|beta| ("betas", beta));
                 for (member, text) in texts.chain([("version", &provider.version)]) {

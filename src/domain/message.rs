@@ -90,17 +90,25 @@ pub struct ToolUse {
     pub name: String,
     /// The arguments.
     pub input: Map<String, Value>,
+    /// Why the arguments could not be read, in words for the model; such a use is answered with them and never run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// One turn that a model wrote.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AssistantTurn {
-    /// What the provider sent and must get back unchanged: Anthropic's `content` array, OpenAI's message object.
+    /// What the provider sent and must get back unchanged: the `content` array of the Messages API, the message object
+    /// of chat completions (`role` first), or `{"output": […]}` with the items of a response. `[]` says nothing at all.
     pub raw: Box<RawValue>,
     /// All text blocks, joined.
     pub text: String,
     /// The tools asked for, in order.
     pub tool_uses: Vec<ToolUse>,
+    /// Who wrote it: [`crate::domain::node::LlmConfig::author`] of the call. Only they understand what is signed or
+    /// encrypted in it. None in records of earlier versions, where everything of a node had one author.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
 }
 
 /// What a tool answered, for the model.
@@ -153,6 +161,9 @@ pub struct Completion {
     pub stop_reason: StopReason,
     /// The model that answered, as the provider names it.
     pub model: String,
+    /// The provider that answered, by its configured name; none in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
     /// Tokens of this call.
     pub usage: Usage,
     /// The provider's id of the request, for support.

@@ -78,8 +78,10 @@ pub struct NodeConfig {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct LlmConfig {
-    /// A provider by its configured name.
-    pub provider: Option<String>,
+    /// Providers by their configured names, each perhaps with a model as `name/model`: the next is asked when one is
+    /// overloaded or away. Empty means the worker's default.
+    #[serde(deserialize_with = "one_or_several")]
+    pub provider: Vec<String>,
     /// The model, as the provider names it.
     pub model: Option<String>,
     /// llm: the prompt (template).
@@ -108,6 +110,14 @@ pub struct LlmConfig {
     pub output_schema: Option<Value>,
     /// Members added to the request body as they are.
     pub extra: Map<String, Value>,
+}
+
+impl LlmConfig {
+    /// Who is asked with these settings: the provider, and the model where one is chosen. It is kept with the turns.
+    pub fn author(&self) -> String {
+        let provider = self.provider.first().map_or("", String::as_str);
+        format!("{provider}/{}", self.model.as_deref().unwrap_or_default())
+    }
 }
 
 /// Budgets of a node.
@@ -147,6 +157,21 @@ pub struct ExtractParams {
     /// The model; absent means the node's `llm_config` or the worker's default.
     #[serde(default)]
     pub llm_config: Option<LlmConfig>,
+}
+
+/// A text, or a list of texts.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`provider` must be a name or a list of names")]
+    enum Names {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match Option::<Names>::deserialize(deserializer)? {
+        None => Vec::new(),
+        Some(Names::One(name)) => vec![name],
+        Some(Names::Several(names)) => names,
+    })
 }
 
 /// Seconds as a number, or a humantime text such as `"1m 30s"`.

@@ -108,6 +108,12 @@ impl Failure {
         self
     }
 
+    /// Whether the other side is known to need time: it has no capacity, or it named a wait. Trying at once again would
+    /// be in vain.
+    pub fn needs_time(&self) -> bool {
+        self.category == Category::Retriable && (self.retry_after.is_some() || self.code == OVERLOADED)
+    }
+
     /// What this failure says about trying the same step again.
     pub fn retry(&self) -> Retry {
         match self.category {
@@ -121,6 +127,9 @@ impl Failure {
         }
     }
 }
+
+/// The code of a failure of which the other side says that it has no capacity.
+pub const OVERLOADED: &str = "overloaded";
 
 /// What an agent had reached when it failed.
 #[derive(Debug, Clone, PartialEq, Serialize)]

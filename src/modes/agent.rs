@@ -140,6 +140,8 @@ async fn heard<P: Ports>(
         "stop_reason": completion.stop_reason.as_str(),
         "tool_calls": completion.turn.tool_uses.len(),
         "usage": completion.usage,
+        "model": completion.model,
+        "provider": completion.provider,
     });
     let next = dialogue.heard(completion);
     turn["iteration"] = Value::from(dialogue.iterations());
@@ -155,6 +157,10 @@ fn output<P: Ports>(execution: &Execution<'_, P>, iterations: u32, answer: Answe
     }
     output["iterations"] = Value::from(iterations);
     output["tool_calls"] = Value::from(execution.ledger.spent.borrow().tool_calls);
+    output["model"] = Value::from(answer.model);
+    if let Some(provider) = answer.provider {
+        output["provider"] = Value::from(provider);
+    }
     output["stop_reason"] = Value::from(answer.stop_reason.as_str());
     output["usage"] = json!(execution.usage());
     output

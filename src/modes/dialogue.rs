@@ -63,6 +63,8 @@ pub(super) struct Answer {
     /// The answer as JSON, where a schema was given.
     pub parsed: Option<Value>,
     pub model: String,
+    /// The provider that gave it, by its configured name.
+    pub provider: Option<String>,
     pub stop_reason: StopReason,
     pub warnings: Vec<String>,
 }
@@ -87,6 +89,8 @@ pub(super) struct Dialogue {
     /// Text of turns that the provider paused.
     paused_text: String,
     last_text: String,
+    /// The provider that had the last turn.
+    provider: Option<String>,
 }
 
 impl Dialogue {
@@ -108,12 +112,18 @@ impl Dialogue {
             asked_for_text: false,
             paused_text: String::new(),
             last_text: String::new(),
+            provider: None,
         }
     }
 
     /// The conversation so far.
     pub fn turns(&self) -> &Conversation {
         &self.turns
+    }
+
+    /// The provider that had the last turn, by its configured name.
+    pub fn provider(&self) -> Option<&str> {
+        self.provider.as_deref()
     }
 
     /// Finished turns of the model.
@@ -138,7 +148,8 @@ impl Dialogue {
 
     /// The model has spoken.
     pub fn heard(&mut self, completion: Completion) -> Move {
-        let Completion { turn, stop_reason, model, usage, .. } = completion;
+        let Completion { turn, stop_reason, model, usage, provider, .. } = completion;
+        self.provider = provider;
         self.iterations += 1;
         self.tokens += usage.input_tokens + usage.output_tokens;
         let text = std::mem::take(&mut self.paused_text) + &turn.text;
@@ -278,7 +289,8 @@ impl Dialogue {
         if self.rules.agent.is_some() || text.trim().is_empty() {
             return Move::Fail(Failure::permanent("max_tokens", cut));
         }
-        Move::Finish(Answer { text, parsed: None, model, stop_reason: StopReason::MaxTokens, warnings: Vec::new() })
+        let (provider, stop_reason) = (self.provider.clone(), StopReason::MaxTokens);
+        Move::Finish(Answer { text, parsed: None, model, provider, stop_reason, warnings: Vec::new() })
     }
 
     fn ended(&mut self, text: String, stop_reason: StopReason, model: String) -> Move {
@@ -300,7 +312,7 @@ impl Dialogue {
             }
             warnings.push(String::from("the model's answer is empty"));
         }
-        Move::Finish(Answer { text, parsed, model, stop_reason, warnings })
+        Move::Finish(Answer { text, parsed, model, provider: self.provider.clone(), stop_reason, warnings })
     }
 
     fn correct(&mut self, why: &str) -> Move {

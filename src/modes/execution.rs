@@ -22,12 +22,12 @@ use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 use crate::modes::ModeSettings;
-use crate::modes::budget::{Budget, no_price};
+use crate::modes::budget::Budget;
 use crate::modes::dialogue::Dialogue;
 use crate::modes::logbook::{Logbook, digest};
 use crate::modes::step::{Halt, Patience, step};
 use crate::modes::waits::{Wait, Waits};
-use crate::ports::{CallContext, Events, Llm, LlmRequest, Ports, ToolCall, Tools};
+use crate::ports::{CallContext, Events, LlmRequest, Ports, ToolCall, Tools};
 use crate::retry::RetryPolicy;
 
 /// How often pieces of an answer are told at the most.
@@ -140,9 +140,6 @@ impl<P: Ports> Execution<'_, P> {
     pub async fn ask(&self, brief: &Brief, dialogue: &Dialogue) -> Result<Completion, Failure> {
         let turn = dialogue.iterations() + 1;
         self.budget.check(&self.ledger.spent.borrow())?;
-        if self.budget.is_of_money() && !self.ports.llm().priced(&brief.settings) {
-            return Err(no_price(brief.settings.model.as_deref()));
-        }
         let deltas = self.ports.events().wants(EventType::LlmDelta).then(Deltas::default);
         let request = LlmRequest {
             settings: Arc::clone(&brief.settings),
@@ -154,8 +151,7 @@ impl<P: Ports> Execution<'_, P> {
             deltas: deltas.clone(),
             context: self.context(CallSite::Turn(turn)),
         };
-        let operation = || self.attempt(Class::Safe, self.ports.llm().complete(request.clone()));
-        let call = self.step("llm call", CallSite::Turn(turn), operation);
+        let call = self.ask_any(request, dialogue.provider(), turn);
         let completion = match deltas {
             Some(deltas) => self.telling(turn, &deltas, call).await?,
             None => call.await?,
@@ -193,8 +189,8 @@ impl<P: Ports> Execution<'_, P> {
     /// Finds the tools that the patterns name.
     pub async fn find_tools(&self, patterns: &[String]) -> Result<Vec<ToolSpec>, Failure> {
         let context = self.context(CallSite::Discovery);
-        let found =
-            self.step("tool discovery", CallSite::Discovery, || self.ports.tools().find(patterns, &context)).await?;
+        let operation = || self.ports.tools().find(patterns, &context);
+        let found = self.step("tool discovery", CallSite::Discovery, false, operation).await?;
         self.ledger.warn(found.warnings);
         Ok(found.tools)
     }
@@ -255,7 +251,7 @@ impl<P: Ports> Execution<'_, P> {
         };
         let start = Instant::now();
         let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
-        let mut work = pin!(self.step("tool call", site, operation));
+        let mut work = pin!(self.step("tool call", site, false, operation));
         let mut next = start;
         let result = loop {
             let news = async {
@@ -291,7 +287,14 @@ impl<P: Ports> Execution<'_, P> {
         self.ledger.spent.borrow().usage.unwrap_or_default()
     }
 
-    async fn step<T, F, Op>(&self, name: &'static str, site: CallSite, operation: F) -> Result<T, Failure>
+    /// Does a step of the node. `elsewhere`: whether the same can be had from somebody else, so that no long wait is worth it.
+    pub async fn step<T, F, Op>(
+        &self,
+        name: &'static str,
+        site: CallSite,
+        elsewhere: bool,
+        operation: F,
+    ) -> Result<T, Failure>
     where
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
@@ -304,12 +307,14 @@ impl<P: Ports> Execution<'_, P> {
         let site = site.to_string();
         let made = self.delivery.meta.waits.get(&site).copied().unwrap_or_default();
         let Self { policy, deadline, settings, .. } = *self;
-        let patience = Patience { policy, deadline, made, park_after: settings.park_after };
+        // Only the last place to turn to is worth a long wait, so what was used up before one belongs to it alone.
+        let made = if elsewhere { 0 } else { made };
+        let patience = Patience { policy, deadline, made, park_after: settings.park_after, elsewhere };
         self.ledger.step(name, &site, &patience, operation).await
     }
 
     /// One call of a model or a tool, cut off where an attempt may not take longer.
-    async fn attempt<T>(&self, class: Class, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    pub async fn attempt<T>(&self, class: Class, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let Some(limit) = self.settings.attempt_timeout else { return call.await };
         tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(limit);

@@ -99,6 +99,9 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: LlmTask) -
         output["parsed"] = parsed;
     }
     output["model"] = Value::from(answer.model);
+    if let Some(provider) = answer.provider {
+        output["provider"] = Value::from(provider);
+    }
     output["stop_reason"] = Value::from(answer.stop_reason.as_str());
     output["usage"] = json!(execution.usage());
     Ok(output)
@@ -159,7 +162,7 @@ mod tests {
         let config = json!({"prompt": "On {{ topic }}", "system_prompt": "Like {{ topic | upper }}"});
         let (report, script) = run(config, [says("Fine.")]).await;
         let usage = json!({"input_tokens": 10, "output_tokens": 5, "cache_read_tokens": 2, "cache_write_tokens": 1});
-        let expected = json!({"content": "Fine.", "model": "scripted-1", "stop_reason": "end_turn", "usage": usage});
+        let expected = json!({"content": "Fine.", "model": "scripted-1", "provider": "scripted", "stop_reason": "end_turn", "usage": usage});
         assert_eq!(output(&report), expected);
         let requests = script.requests.borrow();
         assert!(matches!(&*requests[0].turns[0], Turn::User(text) if text == "On rust"));

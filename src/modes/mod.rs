@@ -15,6 +15,7 @@ mod budget;
 mod deadline;
 mod dialogue;
 mod execution;
+mod fallback;
 mod llm;
 mod logbook;
 mod portable;

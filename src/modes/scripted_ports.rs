@@ -26,8 +26,8 @@ use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::modes::unknown::UnknownOutcomes;
 use crate::modes::{ModeSettings, run_node};
 use crate::ports::{
-    Appended, CallContext, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Store, ToolCall, Tools,
-    Wanted,
+    Appended, CallContext, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall,
+    Tools, Wanted,
 };
 use crate::retry::RetryPolicy;
 
@@ -298,6 +298,16 @@ impl Script {
 }
 
 impl Llm for Script {
+    fn routes(&self, settings: &Arc<LlmConfig>) -> Result<Vec<Route>, Failure> {
+        let named = settings.provider.iter().map(String::as_str);
+        let named = if settings.provider.is_empty() { vec!["scripted"] } else { named.collect() };
+        let route = |name: &str| {
+            let settings = LlmConfig { provider: vec![name.to_owned()], ..LlmConfig::clone(settings) };
+            Route { provider: Arc::from(name), settings: Arc::new(settings) }
+        };
+        Ok(named.into_iter().map(route).collect())
+    }
+
     fn priced(&self, _: &LlmConfig) -> bool {
         !self.priceless
     }
@@ -501,6 +511,7 @@ pub fn turn(text: &str, uses: &[(&str, Value)], stop_reason: StopReason) -> LlmA
             id: format!("use-{index}"),
             name: (*name).to_owned(),
             input: input.as_object().expect("arguments are an object").clone(),
+            problem: None,
         })
         .collect();
     let mut raw: Vec<Value> = tool_uses.iter().map(|tool_use| json!({"type": "tool_use", "id": tool_use.id})).collect();
@@ -508,9 +519,10 @@ pub fn turn(text: &str, uses: &[(&str, Value)], stop_reason: StopReason) -> LlmA
         raw.insert(0, json!({"type": "text", "text": text}));
     }
     LlmAct::Says(Completion {
-        turn: AssistantTurn { raw: to_raw_value(&raw).expect("JSON"), text: text.to_owned(), tool_uses },
+        turn: AssistantTurn { raw: to_raw_value(&raw).expect("JSON"), text: text.to_owned(), tool_uses, author: None },
         stop_reason,
         model: String::from("scripted-1"),
+        provider: None,
         usage: Usage { input_tokens: 10, output_tokens: 5, cache_read_tokens: 2, cache_write_tokens: 1, cost: None },
         request_id: None,
         warnings: Vec::new(),

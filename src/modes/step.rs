@@ -28,6 +28,8 @@ pub struct Patience {
     pub made: u32,
     /// The longest wait that is worth holding a slot for; without it every wait is.
     pub park_after: Option<Duration>,
+    /// Whether the same can be had elsewhere: then nothing is waited out that the other side is known to need time for.
+    pub elsewhere: bool,
 }
 
 /// Why a step gave nothing.
@@ -53,13 +55,16 @@ where
     F: FnMut() -> Op,
     Op: Future<Output = Result<T, Failure>>,
 {
-    let Patience { policy, deadline, made, park_after } = patience;
+    let Patience { policy, deadline, made, park_after, elsewhere } = patience;
     let mut attempt = made.saturating_add(1);
     loop {
         let failure = match operation().await {
             Ok(value) => return Ok((value, attempt)),
             Err(failure) => Failure { attempts: attempt, ..failure },
         };
+        if *elsewhere && failure.needs_time() {
+            return Err(Halt::Failed(failure));
+        }
         let retry = match failure.retry() {
             Retry::After(Some(asked)) if asked < SHORTEST_ASKED => Retry::After(None),
             other => other,
@@ -126,7 +131,7 @@ mod tests {
     }
 
     fn patience(limit: Duration) -> Patience {
-        Patience { policy: policy(), deadline: Instant::now() + limit, made: 0, park_after: None }
+        Patience { policy: policy(), deadline: Instant::now() + limit, made: 0, park_after: None, elsewhere: false }
     }
 
     /// Runs a step whose first `failures` tries fail; gives the result, the tries and the time it took.

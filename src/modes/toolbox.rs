@@ -90,7 +90,7 @@ impl Toolbox {
         call: CallId,
         tool_use: ToolUse,
     ) -> Result<ToolResult, Failure> {
-        let ToolUse { id, name, input } = tool_use;
+        let ToolUse { id, name, input, problem } = tool_use;
         // A node that has to wait for long is not ended before the other calls are on record.
         let _busy = execution.ledger.waits.busy();
         let end = match execution.logbook.call(call)? {
@@ -106,6 +106,7 @@ impl Toolbox {
                     UnknownOutcome::Fail => return Err(unknown::failure(&target)),
                 }
             }
+            None if let Some(problem) = problem => End::Answered(told(format!("Not run: {problem}."))),
             None => match self.offer(execution).await?.checked(&name, input) {
                 Ok((spec, input)) => {
                     let class = execution.class(spec, &input);

@@ -110,7 +110,8 @@ rules:
         let event = bed.ended(at + 1).await.into_iter().find(|event| event["graph_id"] == graph.as_str());
         let event = event.expect("an event of this graph");
         let usage = json!({"input_tokens": 30, "output_tokens": 2, "cache_read_tokens": 10, "cache_write_tokens": 0});
-        let expected = json!({"content": "Paris", "model": "the-model", "stop_reason": "end_turn", "usage": usage});
+        let expected = json!({"content": "Paris", "model": "the-model", "provider": "anthropic",
+            "stop_reason": "end_turn", "usage": usage});
         assert_eq!(event.output(), &expected);
         assert_end(&bed, &event, &item, &entry, "llm").await;
     }

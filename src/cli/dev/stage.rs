@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret as _;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::cli::dev::redis_server::RedisServer;
@@ -16,7 +17,7 @@ use crate::cli::dev::{DevArgs, Trouble, scenario};
 use crate::cli::{FAILED, Settings, UNAVAILABLE, WRONG_CONFIG, complain};
 use crate::clients::llm::script::ScriptedModel;
 use crate::clients::redis::{Keys, Link, RedisError, forget};
-use crate::config::{AuthHeader, Config, ProviderConfig, ProviderKind};
+use crate::config::{AuthHeader, Config, ProviderConfig};
 use crate::http::scripted_model::{self, ServerHandle};
 
 /// Workers at any time.
@@ -222,7 +223,7 @@ fn real_provider(settings: &Settings, name: &str) -> Result<ProviderConfig, Trou
     let provider = config.llm.providers.get(name).cloned().ok_or_else(|| {
         Trouble::new(WRONG_CONFIG, format!("--provider {name}: your configuration has no such provider, only {known}"))
     })?;
-    if provider.api_key.is_none() && provider.kind == ProviderKind::Anthropic {
+    if provider.api_key.is_none() && provider.needs_key() {
         let remedy = "set LLM_API_KEY or LLM_API_KEY_FILE, or leave --provider out for the scripted model";
         return Err(Trouble::new(WRONG_CONFIG, format!("--provider {name} has no key; {remedy}")));
     }
@@ -277,10 +278,7 @@ fn scripted_section(url: &str) -> String {
 
 /// The user's provider without its key, which workers get by their environment.
 fn provider_section(provider: &ProviderConfig) -> String {
-    let kind = match provider.kind {
-        ProviderKind::Anthropic => "anthropic",
-        ProviderKind::Scripted => "scripted",
-    };
+    let kind = provider.kind.as_str();
     let auth = match provider.auth {
         AuthHeader::ApiKey => "x-api-key",
         AuthHeader::Bearer => "bearer",
@@ -296,6 +294,15 @@ fn provider_section(provider: &ProviderConfig) -> String {
         humantime::format_duration(provider.timeout),
         humantime::format_duration(provider.connect_timeout),
         provider.concurrency,
+    );
+    let _ = write!(
+        text,
+        "api = {}\nmax_tokens_as = {}\nstructured_output = {}\nreasoning_history = {}\nimages = {}\n",
+        json!(provider.api),
+        json!(provider.max_tokens_as),
+        json!(provider.structured_output),
+        provider.reasoning_history,
+        provider.images,
     );
     if let Some(script) = &provider.script {
         let script = std::path::absolute(script).unwrap_or_else(|_| script.clone());

@@ -109,7 +109,7 @@ pub enum LlmError {
     },
     /// The provider said that all is well but sent no message.
     #[error(
-        "the model provider `{provider}` sent no valid message: {problem}; check that `base_url` is a Messages API{}",
+        "the model provider `{provider}` sent no valid message: {problem}; check `kind` and `base_url`{}",
         named(.request_id)
     )]
     Malformed {

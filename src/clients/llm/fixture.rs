@@ -62,6 +62,7 @@ pub(crate) fn assistant(raw: &str) -> Arc<Turn> {
         raw: serde_json::from_str(raw).expect("JSON"),
         text: String::new(),
         tool_uses: Vec::new(),
+        author: None,
     }))
 }
 

@@ -6,6 +6,8 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod headers;
+mod history;
+mod openai;
 mod prices;
 mod schema;
 pub mod script;
@@ -29,6 +31,8 @@ use crate::ports::LlmRequest;
 pub enum LlmClient {
     /// The Anthropic Messages API, or a server that speaks it.
     Anthropic(Box<anthropic::AnthropicClient>),
+    /// Chat completions or responses of OpenAI, or a server that speaks them.
+    OpenAi(Box<openai::OpenAiClient>),
     /// A script of turns, in this process.
     Scripted(Box<scripted::ScriptedClient>),
 }
@@ -40,6 +44,13 @@ impl LlmClient {
         match config.kind {
             ProviderKind::Anthropic => anthropic::AnthropicClient::new(name, config).map(Box::new).map(Self::Anthropic),
             ProviderKind::Scripted => scripted::ScriptedClient::new(name, config).map(Box::new).map(Self::Scripted),
+            ProviderKind::Openai
+            | ProviderKind::OpenaiResponses
+            | ProviderKind::Ollama
+            | ProviderKind::Vllm
+            | ProviderKind::LlamaCpp
+            | ProviderKind::Openrouter
+            | ProviderKind::Gemini => openai::OpenAiClient::new(name, config).map(Box::new).map(Self::OpenAi),
         }
     }
 
@@ -47,6 +58,7 @@ impl LlmClient {
     pub async fn complete(&self, request: &LlmRequest) -> Result<Completion, LlmError> {
         match self {
             Self::Anthropic(client) => client.complete(request).await,
+            Self::OpenAi(client) => client.complete(request).await,
             Self::Scripted(client) => client.complete(request).await,
         }
     }
@@ -55,6 +67,7 @@ impl LlmClient {
     pub fn model<'a>(&'a self, request: &'a LlmRequest) -> &'a str {
         let default = match self {
             Self::Anthropic(client) => client.default_model(),
+            Self::OpenAi(client) => client.default_model(),
             Self::Scripted(client) => client.default_model(),
         };
         request.settings.model.as_deref().unwrap_or(default)
@@ -64,6 +77,7 @@ impl LlmClient {
     pub fn configured(&self) -> bool {
         match self {
             Self::Anthropic(client) => client.configured(),
+            Self::OpenAi(client) => client.configured(),
             Self::Scripted(_) => true,
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::error::named;
-use crate::domain::outcome::Category;
+use crate::domain::outcome::{Category, OVERLOADED};
 use crate::retry::Retry;
 
 /// Error types by which providers say that the conversation is longer than the model's window. The Messages API of
@@ -11,6 +11,11 @@ use crate::retry::Retry;
 /// `invalid_request` and the provider's sentence stands in the message.
 const CONTEXT_KINDS: &[&str] =
     &["context_length_exceeded", "exceed_context_size_error", "model_context_window_exceeded"];
+
+/// Error types by which providers say that the account cannot pay, whatever the status: waiting does not cure it.
+const BILLING_KINDS: &[&str] = &["insufficient_quota", "billing_hard_limit_reached", "billing_not_active"];
+/// Error types by which providers say that they decline to answer, where that is an error and no answer.
+const REFUSAL_KINDS: &[&str] = &["content_filter", "content_policy_violation"];
 
 /// An error that the provider sent.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -39,6 +44,12 @@ impl StatusError {
         if matches!(self.status, 400 | 413 | 422) && kind.is_some_and(|kind| CONTEXT_KINDS.contains(&kind)) {
             return ErrorClass::ContextOverflow;
         }
+        if kind.is_some_and(|kind| BILLING_KINDS.contains(&kind)) {
+            return ErrorClass::Billing;
+        }
+        if matches!(self.status, 400 | 403) && kind.is_some_and(|kind| REFUSAL_KINDS.contains(&kind)) {
+            return ErrorClass::Refused;
+        }
         match self.status {
             400 | 422 => ErrorClass::InvalidRequest,
             401 => ErrorClass::Authentication,
@@ -49,7 +60,7 @@ impl StatusError {
             409 => ErrorClass::Conflict,
             413 => ErrorClass::RequestTooLarge,
             429 => ErrorClass::RateLimited,
-            529 => ErrorClass::Overloaded,
+            503 | 529 => ErrorClass::Overloaded,
             500..=599 => ErrorClass::ServerError,
             // Some gateways put an error into an answer with status 200: there the type alone speaks.
             _ => kind.map_or(ErrorClass::Unexpected, ErrorClass::of_kind),
@@ -97,6 +108,8 @@ pub enum ErrorClass {
     RateLimited,
     /// The provider has no capacity.
     Overloaded,
+    /// The provider declines to answer.
+    Refused,
     /// The provider failed.
     ServerError,
     /// A status that the API does not use, such as a redirect.
@@ -111,12 +124,15 @@ impl ErrorClass {
             "billing_error" => Self::Billing,
             "permission_error" => Self::Permission,
             "not_found_error" => Self::NotFound,
+            "invalid_api_key" => Self::Authentication,
+            "model_not_found" => Self::NotFound,
             "request_too_large" => Self::RequestTooLarge,
             "timeout_error" => Self::Timeout,
             "conflict_error" => Self::Conflict,
-            "rate_limit_error" => Self::RateLimited,
-            "overloaded_error" => Self::Overloaded,
-            "api_error" => Self::ServerError,
+            "rate_limit_error" | "rate_limit_exceeded" | "RESOURCE_EXHAUSTED" => Self::RateLimited,
+            "overloaded_error" | "server_overloaded" | "service_unavailable" | "UNAVAILABLE" => Self::Overloaded,
+            "api_error" | "server_error" | "internal_error" => Self::ServerError,
+            kind if REFUSAL_KINDS.contains(&kind) => Self::Refused,
             kind if CONTEXT_KINDS.contains(&kind) => Self::ContextOverflow,
             _ => Self::Unexpected,
         }
@@ -135,7 +151,8 @@ impl ErrorClass {
             Self::Timeout => "llm_timeout",
             Self::Conflict => "conflict",
             Self::RateLimited => "rate_limited",
-            Self::Overloaded => "overloaded",
+            Self::Overloaded => OVERLOADED,
+            Self::Refused => "refusal",
             Self::ServerError => "server_error",
             Self::Unexpected => "unexpected_status",
         }
@@ -152,6 +169,7 @@ impl ErrorClass {
             | Self::Billing
             | Self::Permission
             | Self::NotFound
+            | Self::Refused
             | Self::Unexpected => false,
         }
     }
@@ -168,6 +186,7 @@ impl ErrorClass {
             | Self::Conflict
             | Self::RateLimited
             | Self::Overloaded
+            | Self::Refused
             | Self::ServerError => Category::Permanent,
         }
     }
@@ -185,6 +204,7 @@ impl ErrorClass {
             | Self::Conflict
             | Self::RateLimited
             | Self::Overloaded
+            | Self::Refused
             | Self::ServerError => "",
         }
     }
@@ -227,7 +247,7 @@ mod tests {
             (422, "invalid_request", Permanent),
             (429, "rate_limited", Retriable),
             (500, "server_error", Retriable),
-            (503, "server_error", Retriable),
+            (503, "overloaded", Retriable),
             (504, "server_error", Retriable),
             (529, "overloaded", Retriable),
             (301, "unexpected_status", Configuration),
@@ -252,6 +272,14 @@ mod tests {
         assert_eq!(status(400, Some("exceed_context_size_error")).class(), ErrorClass::ContextOverflow);
         let words = StatusError { message: String::from("prompt is too long"), ..status(400, None) };
         assert_eq!(words.class(), ErrorClass::InvalidRequest);
+    }
+
+    #[test]
+    fn an_empty_account_is_told_from_a_rate_limit_and_a_refusal_from_a_mistake() {
+        let empty = failure(status(429, Some("insufficient_quota")));
+        assert_eq!((empty.code.as_ref(), empty.retry()), ("billing", Retry::Never));
+        let declined = failure(status(400, Some("content_filter")));
+        assert_eq!((declined.code.as_ref(), declined.category), ("refusal", Category::Permanent));
     }
 
     #[test]

@@ -58,8 +58,8 @@ async fn tools_are_offered_called_and_answered_until_the_model_is_done() {
         .model([turn("Let me see.", &[("add", json!({"a": 1}))], StopReason::ToolUse), says("It is 1.")]);
     let report = script.run(with(json!({"task": "Do {{ what }}", "system": "Be {{ what }}y"}))).await;
     let usage = json!({"input_tokens": 20, "output_tokens": 10, "cache_read_tokens": 4, "cache_write_tokens": 2});
-    let expected =
-        json!({"result": "It is 1.", "iterations": 2, "tool_calls": 1, "stop_reason": "end_turn", "usage": usage});
+    let expected = json!({"result": "It is 1.", "iterations": 2, "tool_calls": 1, "model": "scripted-1",
+            "provider": "scripted", "stop_reason": "end_turn", "usage": usage});
     assert_eq!(output(&report), expected);
     {
         let requests = script.requests.borrow();

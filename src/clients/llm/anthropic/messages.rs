@@ -1,11 +1,14 @@
 //! The turns of a conversation as messages of the API. What a model wrote goes back byte for byte as it came, and a
 //! conversation that grew begins with the bytes it had before: signatures and caches depend on both.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::content;
+use crate::clients::llm::history::{self, Form, Way};
 use crate::domain::message::{ToolResult, Turn};
 
 #[derive(Serialize)]
@@ -26,7 +29,7 @@ enum Content<'a> {
 #[derive(Serialize)]
 struct ResultBlock<'a> {
     r#type: &'static str,
-    tool_use_id: &'a str,
+    tool_use_id: Cow<'a, str>,
     content: Vec<Value>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_error: bool,
@@ -36,21 +39,27 @@ impl<'a> ResultBlock<'a> {
     fn of(result: &'a ToolResult) -> Self {
         Self {
             r#type: "tool_result",
-            tool_use_id: &result.tool_use_id,
+            tool_use_id: history::tool_id(&result.tool_use_id),
             content: content::blocks(&result.content),
             is_error: result.is_error,
         }
     }
 }
 
-/// The message of a turn; none where there is nothing that the API takes.
-pub(super) fn message(turn: &Turn) -> Option<Message<'_>> {
+/// The message of a turn for the one who is asked; none where there is nothing that the API takes.
+pub(super) fn message<'a>(turn: &'a Turn, author: &str) -> Option<Message<'a>> {
     match turn {
         Turn::User(text) => Some(Message { role: "user", content: Content::Text(text) }),
         Turn::Content(blocks) => Some(Message { role: "user", content: Content::Blocks(content::some_blocks(blocks)) }),
-        // The API itself may answer with no content at all, but it does not take that back.
-        Turn::Assistant(turn) if turn.raw.get().chars().filter(|c| !c.is_ascii_whitespace()).eq("[]".chars()) => None,
-        Turn::Assistant(turn) => Some(Message { role: "assistant", content: Content::Raw(&turn.raw) }),
+        Turn::Assistant(turn) => {
+            let content = match history::way(turn, Form::Messages, author) {
+                // The API itself may answer with no content at all, but it does not take that back.
+                Way::Nowhere => return None,
+                Way::AsIs => Content::Raw(&turn.raw),
+                Way::InWords => Content::Blocks(history::content_blocks(turn)),
+            };
+            Some(Message { role: "assistant", content })
+        }
         Turn::ToolResults(results) => {
             Some(Message { role: "user", content: Content::Results(results.iter().map(ResultBlock::of).collect()) })
         }

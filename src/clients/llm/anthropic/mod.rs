@@ -1,7 +1,7 @@
 //! The Anthropic Messages API over HTTP: one request, one answer. How it travels is the transport's.
 
 mod choice;
-mod content;
+pub(super) mod content;
 mod messages;
 pub(super) mod request;
 pub(super) mod response;

@@ -92,6 +92,7 @@ pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderCo
         When::Always => true,
         When::Never => false,
     };
+    let author = settings.author();
     let body = Body {
         model,
         max_tokens,
@@ -99,7 +100,7 @@ pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderCo
         system: system(request, told, cache, &mut warnings),
         tools,
         members,
-        messages: request.turns.iter().filter_map(|turn| message(turn)).collect(),
+        messages: request.turns.iter().filter_map(|turn| message(turn, &author)).collect(),
     };
     Prepared { body: serde_json::to_vec(&body).expect("texts, JSON values and raw JSON serialise"), warnings }
 }

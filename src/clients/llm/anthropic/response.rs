@@ -76,9 +76,10 @@ pub(in crate::clients::llm) fn completion(
         .map(tool_use)
         .collect::<Result<_, _>>()?;
     Ok(Completion {
-        turn: AssistantTurn { raw: message.content, text, tool_uses },
+        turn: AssistantTurn { raw: message.content, text, tool_uses, author: None },
         stop_reason,
         model: message.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked.to_owned()),
+        provider: None,
         usage: usage(&message.usage),
         request_id,
         warnings,
@@ -107,7 +108,7 @@ fn tool_use(block: Block) -> Result<ToolUse, String> {
         None | Some(Value::Null) => Map::new(),
         Some(_) => return Err(format!("the `input` of tool {name:?} is not an object")),
     };
-    Ok(ToolUse { id, name, input })
+    Ok(ToolUse { id, name, input, problem: None })
 }
 
 /// The API counts cached tokens beside `input_tokens`; here they are part of them.
