@@ -4,3 +4,4 @@
 pub mod api;
 pub mod health;
 pub mod scripted_model;
+mod scripted_openai;

@@ -1,5 +1,5 @@
-//! The scripted model over HTTP in the wire format of the Anthropic Messages API, so that demos and tests run the real
-//! client. `GET /_calls` tells what was asked, for counting completions.
+//! The scripted model over HTTP in the wire format of the Anthropic Messages API, and beside it in those of OpenAI, so
+//! that demos and tests run the real clients. `GET /_calls` tells what was asked, for counting completions.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -11,11 +11,12 @@ use actix_web::dev::Server;
 pub use actix_web::dev::ServerHandle;
 use actix_web::http::StatusCode;
 use actix_web::web::{self, Bytes, Data, PayloadConfig, ServiceConfig};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
+use actix_web::{App, HttpRequest, HttpResponse, HttpResponseBuilder, HttpServer};
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::clients::llm::script::{ApiError, Pending, ScriptedModel};
+use crate::http::scripted_openai;
 
 /// Bytes of a request, as the real service takes.
 const MAX_REQUEST: usize = 32 * 1024 * 1024;
@@ -61,9 +62,16 @@ pub fn configure(config: &mut ServiceConfig, model: Arc<ScriptedModel>) {
     routes(config, Data::new(Service { model, served: AtomicU64::new(0) }));
 }
 
-struct Service {
-    model: Arc<ScriptedModel>,
+pub(super) struct Service {
+    pub model: Arc<ScriptedModel>,
     served: AtomicU64,
+}
+
+impl Service {
+    /// An id for the next answer.
+    pub fn request_id(&self) -> String {
+        format!("req_scripted_{:06}", self.served.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 fn routes(config: &mut ServiceConfig, state: Data<Service>) {
@@ -71,11 +79,12 @@ fn routes(config: &mut ServiceConfig, state: Data<Service>) {
         .app_data(state)
         .app_data(PayloadConfig::new(MAX_REQUEST))
         .route("/v1/messages", web::post().to(messages))
+        .configure(scripted_openai::routes)
         .route("/_calls", web::get().to(calls));
 }
 
 async fn messages(request: HttpRequest, body: Bytes, service: Data<Service>) -> HttpResponse {
-    let request_id = format!("req_scripted_{:06}", service.served.fetch_add(1, Ordering::Relaxed));
+    let request_id = service.request_id();
     let answer = match accept(&request, &body) {
         Ok((version, body)) => {
             let pending = service.model.answer(&body, version);
@@ -89,22 +98,38 @@ async fn messages(request: HttpRequest, body: Bytes, service: Data<Service>) -> 
     };
     match answer {
         Ok(message) => HttpResponse::Ok().insert_header(("request-id", request_id)).json(message),
-        Err(error) => {
-            let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let mut response = HttpResponse::build(status);
-            response.insert_header(("request-id", request_id.as_str()));
-            if let Some(wait) = error.retry_after {
-                response.insert_header(("retry-after", seconds(wait)));
-                response.insert_header(("retry-after-ms", wait.as_millis().to_string()));
-            }
-            response.json(error.body(&request_id))
-        }
+        Err(error) => refused(&error, "request-id", &request_id).json(error.body(&request_id)),
     }
+}
+
+/// An answer with the status and the wait of an error, whose body is still to be written.
+pub(super) fn refused(error: &ApiError, id_header: &str, request_id: &str) -> HttpResponseBuilder {
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = HttpResponse::build(status);
+    response.insert_header((id_header, request_id));
+    if let Some(wait) = error.retry_after {
+        response.insert_header(("retry-after", seconds(wait)));
+        response.insert_header(("retry-after-ms", wait.as_millis().to_string()));
+    }
+    response
+}
+
+fn streamed(events: Vec<Value>, pending: Pending, service: Data<Service>, request_id: String) -> HttpResponse {
+    let events = events.into_iter().map(|event| {
+        let kind = event["type"].as_str().unwrap_or_default();
+        Bytes::from(format!("event: {kind}\ndata: {event}\n\n"))
+    });
+    stream_out(events.collect(), pending, service, ("request-id", request_id))
 }
 
 /// The answer as events, one after the other. It counts once its last event is asked for: a client that went away
 /// before has not got it.
-fn streamed(events: Vec<Value>, pending: Pending, service: Data<Service>, request_id: String) -> HttpResponse {
+pub(super) fn stream_out(
+    events: Vec<Bytes>,
+    pending: Pending,
+    service: Data<Service>,
+    id: (&str, String),
+) -> HttpResponse {
     let pace = pending.pace;
     let mut pending = Some(pending);
     let last = events.len().saturating_sub(1);
@@ -117,11 +142,10 @@ fn streamed(events: Vec<Value>, pending: Pending, service: Data<Service>, reques
             if at > 0 {
                 tokio::time::sleep(pace).await;
             }
-            let kind = event["type"].as_str().unwrap_or_default();
-            Ok::<_, std::convert::Infallible>(Bytes::from(format!("event: {kind}\ndata: {event}\n\n")))
+            Ok::<_, std::convert::Infallible>(event)
         }
     });
-    HttpResponse::Ok().insert_header(("request-id", request_id)).content_type("text/event-stream").streaming(events)
+    HttpResponse::Ok().insert_header(id).content_type("text/event-stream").streaming(events)
 }
 
 /// Checks what the real service checks before it reads the body.

@@ -4,6 +4,7 @@
 mod ask;
 mod check;
 mod file;
+pub mod openai;
 mod reply;
 mod stream;
 
@@ -106,6 +107,11 @@ pub struct ScriptedModel {
 }
 
 impl Pending {
+    /// The message; none where the answer is an error.
+    pub fn message(&self) -> Option<&Value> {
+        self.result.as_ref().ok()
+    }
+
     /// The events of the answer as it is streamed; none where it is an error, which is never streamed.
     pub fn events(&self) -> Option<Vec<Value>> {
         self.result.as_ref().ok().map(stream::events)
@@ -127,6 +133,12 @@ impl ScriptedModel {
         let replies = rules.iter().flat_map(|rule| rule.replies.all());
         let pauses = replies.into_iter().any(|reply| reply.stop_reason.as_deref() == Some("pause_turn"));
         Self { rules, pauses, calls: Mutex::default() }
+    }
+
+    /// Counts a request that is refused before it can be read.
+    fn refuse(&self, error: ApiError) -> Pending {
+        self.calls().requests += 1;
+        Pending { delay: Duration::ZERO, pace: Duration::ZERO, turn: None, result: Err(error) }
     }
 
     /// Decides the answer to a body of the Messages API that came with this `anthropic-version`.
