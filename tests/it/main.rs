@@ -1,6 +1,7 @@
 //! Tests against real servers, in one binary. Each module holds one subject; `harness` starts what they need.
 
 mod approval;
+mod aimock;
 mod blobs;
 mod cancel;
 mod chaos;
@@ -17,8 +18,10 @@ mod identity;
 mod janitor;
 mod journal;
 mod layouts;
+mod local_model;
 mod malformed;
 mod modes;
+mod openai;
 mod parking;
 mod reconcile;
 mod redis_trouble;

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-fn cached(path: &str) -> PathBuf {
+/// A file that `scripts/setup` has put into the cache.
+pub fn cached(path: &str) -> PathBuf {
     let cache = std::env::var_os("EXECUTOR_TEST_CACHE")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"), PathBuf::from);
     let file = cache.join("mcp").join(path);

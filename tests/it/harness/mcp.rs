@@ -16,6 +16,14 @@ pub fn fastmcp() -> Vec<String> {
     servers::python("it/servers/fastmcp.py")
 }
 
+/// The mock of model providers, with the turns of `servers/aimock.json`; it wants `-p PORT` behind it.
+fn aimock() -> Vec<String> {
+    let text = |path: std::path::PathBuf| path.into_os_string().into_string().expect("paths are UTF-8");
+    let turns = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/servers/aimock.json");
+    let program = servers::cached("node_modules/@copilotkit/aimock/dist/cli.js");
+    vec![String::from("node"), text(program), String::from("-f"), text(turns)]
+}
+
 /// The lines of a configuration file for a server over stdio.
 pub fn stdio(name: &str, command: &[String], arguments: &[&str]) -> String {
     let (program, before) = command.split_first().expect("a program");
@@ -48,6 +56,11 @@ impl HttpServer {
         Self::start(fastmcp(), |port| vec![String::from("http"), port.to_string()])
     }
 
+    /// The mock of model providers, which is no MCP server.
+    pub fn aimock() -> Self {
+        Self::start(aimock(), |port| vec![String::from("-p"), port.to_string()])
+    }
+
     fn start(mut command: Vec<String>, arguments: impl Fn(u16) -> Vec<String>) -> Self {
         let probe = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = probe.local_addr().expect("an address").port();
@@ -59,7 +72,12 @@ impl HttpServer {
 
     /// Its endpoint.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/mcp", self.port)
+        format!("{}/mcp", self.base_url())
+    }
+
+    /// Its address.
+    pub fn base_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Kills it.
