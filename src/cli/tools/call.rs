@@ -115,7 +115,7 @@ async fn call(running: &Running, name: &str, arguments: Arguments, limit: Durati
     {
         return Ended::Unfit(complaints);
     }
-    let call = ToolCall { target: spec.target, arguments: Arc::new(arguments), context };
+    let call = ToolCall { target: spec.target, arguments: Arc::new(arguments), context, progress: None };
     match running.tools.call(call).await {
         Ok(output) => Ended::Answered(output),
         Err(failure) => Ended::Failed(failure),

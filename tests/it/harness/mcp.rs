@@ -20,7 +20,7 @@ pub fn fastmcp() -> Vec<String> {
 fn aimock() -> Vec<String> {
     let text = |path: std::path::PathBuf| path.into_os_string().into_string().expect("paths are UTF-8");
     let turns = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/servers/aimock.json");
-    let program = servers::cached("node_modules/@copilotkit/aimock/dist/cli.js");
+    let program = servers::cached("../models/node_modules/@copilotkit/aimock/dist/cli.js");
     vec![String::from("node"), text(program), String::from("-f"), text(turns)]
 }
 
