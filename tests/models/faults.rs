@@ -67,7 +67,9 @@ const STREAMED: &str = "stream = \"always\"\nstall_timeout = \"1s\"";
 async fn the_verdict_on_what_follows_each_fault_is_clean() {
     let server = Llmock::start(&["--response-style", "varied"]).await;
     let fail = |status: u16| json!([{"type": "fail", "status": status}]);
-    let stream = |kind: &str| json!([{"type": "stream_fault", "kind": kind, "after_chunks": 2}]);
+    // An answer that is so long that the server sees the client go away in the middle of it, and not after its end.
+    let long = "word ".repeat(40_000);
+    let stream = |kind: &str| json!([{"type": "reply", "text": long}, {"type": "stream_fault", "kind": kind, "after_chunks": 2}]);
     for (name, behaviours, more, attempts) in [
         ("429 with waits", json!([{"type": "fail", "status": 429, "retry_after": 1, "times": 2}]), "", 3),
         ("429", fail(429), "", 2),
