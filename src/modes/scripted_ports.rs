@@ -39,7 +39,7 @@ type ToolFn = Rc<dyn Fn(&Value) -> ToolAnswer>;
 /// What one try of a model does.
 pub enum LlmAct {
     /// It answers.
-    Says(Completion),
+    Says(Box<Completion>),
     /// It fails.
     Fails(Failure),
     /// It never answers.
@@ -328,7 +328,7 @@ impl Llm for Script {
             None => self.acts.borrow_mut().pop_front().expect("the script has an act for every call of the model"),
         };
         match act {
-            LlmAct::Says(completion) => Ok(completion),
+            LlmAct::Says(completion) => Ok(*completion),
             LlmAct::Fails(failure) => Err(failure),
             LlmAct::Hangs => pending().await,
         }
@@ -518,7 +518,7 @@ pub fn turn(text: &str, uses: &[(&str, Value)], stop_reason: StopReason) -> LlmA
     if !text.is_empty() {
         raw.insert(0, json!({"type": "text", "text": text}));
     }
-    LlmAct::Says(Completion {
+    LlmAct::Says(Box::new(Completion {
         turn: AssistantTurn { raw: to_raw_value(&raw).expect("JSON"), text: text.to_owned(), tool_uses, author: None },
         stop_reason,
         model: String::from("scripted-1"),
@@ -526,7 +526,7 @@ pub fn turn(text: &str, uses: &[(&str, Value)], stop_reason: StopReason) -> LlmA
         usage: Usage { input_tokens: 10, output_tokens: 5, cache_read_tokens: 2, cache_write_tokens: 1, cost: None },
         request_id: None,
         warnings: Vec::new(),
-    })
+    }))
 }
 
 /// The model ends with this text.
