@@ -1,7 +1,7 @@
 //! Tests against real servers, in one binary. Each module holds one subject; `harness` starts what they need.
 
-mod approval;
 mod aimock;
+mod approval;
 mod blobs;
 mod cancel;
 mod chaos;
