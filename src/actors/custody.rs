@@ -28,6 +28,7 @@ struct Entry {
     cancel: Cancel,
     settling: bool,
     suspect: bool,
+    progressed: bool,
     node: Option<(GraphId, NodeId)>,
 }
 
@@ -76,7 +77,14 @@ impl InFlight {
         let cancel = Cancel::new();
         entries.insert(
             key.clone(),
-            Entry { deliveries: token.deliveries, cancel: cancel.clone(), settling: false, suspect: false, node: None },
+            Entry {
+                deliveries: token.deliveries,
+                cancel: cancel.clone(),
+                settling: false,
+                suspect: false,
+                progressed: false,
+                node: None,
+            },
         );
         drop(entries);
         self.gauge.inc();
@@ -111,6 +119,13 @@ impl InFlight {
         let key = (Arc::clone(&delivery.stream), delivery.entry.clone());
         let deliveries = self.lock().get(&key).map_or(delivery.token.deliveries, |entry| entry.deliveries);
         Token { deliveries, ..delivery.token.clone() }
+    }
+
+    /// The node has come further than it ever was: what died with it before was not its fault.
+    pub fn progressed(&self, delivery: &Delivery) {
+        if let Some(entry) = self.lock().get_mut(&(Arc::clone(&delivery.stream), delivery.entry.clone())) {
+            entry.progressed = true;
+        }
     }
 
     /// How many are held.
@@ -184,6 +199,11 @@ impl Custody {
         }
     }
 
+    /// Whether the node came further than it ever was while it was held.
+    pub fn has_progressed(&self) -> bool {
+        self.in_flight.lock().get(&self.key).is_some_and(|entry| entry.progressed)
+    }
+
     /// The entry as the lease scripts take it.
     pub fn held(&self) -> Held {
         let deliveries = self.in_flight.lock().get(&self.key).map_or(0, |entry| entry.deliveries);
@@ -222,6 +242,25 @@ mod tests {
         assert_eq!((table.held().len(), pool.available_permits()), (1, 1));
         drop(custody);
         assert_eq!((table.held().len(), pool.available_permits()), (0, 2));
+    }
+
+    #[test]
+    fn progress_is_noted_where_the_entry_is_held() {
+        let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(1)));
+        let custody = take(&table, &pool, 1).expect("the entry is new");
+        let entry = EntryId::new("1-0");
+        let delivery = Delivery {
+            stream: Arc::from("s"),
+            token: token(1),
+            meta: Meta::default(),
+            crashes: 2,
+            work_id: WorkId::new("s", &entry),
+            item: WorkItem::parse(br#"{"graph_id":"g","node_id":"n"}"#, "s", &entry).expect("well formed"),
+            entry,
+        };
+        assert!(!custody.has_progressed());
+        table.progressed(&delivery);
+        assert!(custody.has_progressed());
     }
 
     #[test]

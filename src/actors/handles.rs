@@ -354,6 +354,9 @@ impl Journal for JournalHandle {
             let answer = ask(&self.store, "state store", append).await?;
             // Lost under a token that was replaced on the way says nothing about the present one.
             if answer == Appended::Done || self.in_flight.token(delivery) == token {
+                if entry.progress && answer == Appended::Done {
+                    self.in_flight.progressed(delivery);
+                }
                 return Ok(answer);
             }
         }

@@ -206,7 +206,7 @@ impl PublisherDeps {
         let meta = Meta {
             origin: Some(String::from(delivery.meta.origin.as_deref().unwrap_or(delivery.entry.as_str()))),
             attempt,
-            crashes: delivery.crashes,
+            crashes: if custody.has_progressed() { 0 } else { delivery.crashes },
             redriven: delivery.meta.redriven,
             waits: waits.clone(),
             since: Some(*since),

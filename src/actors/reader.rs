@@ -287,7 +287,7 @@ impl ReaderDeps {
         match parsed {
             Ok((item, meta)) => {
                 custody.concerns(&item.graph_id, &item.node_id);
-                let crashes = meta.crashes + entry.crashes;
+                let crashes = died(&meta, &entry);
                 let origin = meta.origin.as_deref().map_or_else(|| entry.entry.clone(), EntryId::new);
                 let delivery = Delivery {
                     work_id: WorkId::new(&entry.stream, &origin),
@@ -355,8 +355,8 @@ impl ReaderDeps {
             stream: Arc::clone(&entry.stream),
             entry: entry.entry.clone(),
             token: entry.token.clone(),
+            crashes: died(&meta, &entry),
             meta,
-            crashes: entry.crashes,
             work_id,
             item,
         };
@@ -389,9 +389,14 @@ impl ReaderDeps {
             ids: None,
             work_id: work_id.to_string(),
             deliveries: entry.token.deliveries,
-            crashes: entry.crashes,
+            crashes: u32::try_from(entry.crashes).unwrap_or(0),
             worker_id: self.worker_id.clone(),
             at: Timestamp::now(),
         }
     }
+}
+
+/// Processes that died with the work since it last came further.
+fn died(meta: &Meta, entry: &RawEntry) -> u32 {
+    u32::try_from(i64::from(meta.crashes).saturating_add(entry.crashes)).unwrap_or(0)
 }

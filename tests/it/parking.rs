@@ -13,6 +13,10 @@ rules:
     reply: {text: fine, fail_first: {times: 1, status: 429, retry_after: 6s}}
   - match: {prompt: limited for a while}
     reply: {text: fine, fail_first: {times: 1, status: 429, retry_after: 1500ms}}
+  - match: {prompt: limited later}
+    replies:
+      - tool_calls: [{name: calculate, input: {expression: 1 + 1}}]
+      - {text: fine, fail_first: {times: 1, status: 429, retry_after: 1h}}
   - match: {prompt: limited for ever}
     reply: {error: {status: 429, retry_after: 5s}}
   - match: {prompt: always busy}
@@ -83,6 +87,25 @@ async fn a_long_wait_frees_the_only_slot_and_the_node_completes_afterwards() {
         (worker.metric("executor_items_parked_now", &[]).await == 0.0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn crashes_are_remembered_across_a_wait_until_the_node_comes_further() {
+    let (bed, model) = (Bed::new().await, Model::start(SCRIPT));
+    let _worker = spec(&bed, &model, "w1").set("work.max_crashes", "3").start().ready().await;
+    let agent = json!({"task": "limited later", "tools": ["calculate"], "llm_config": {}});
+    for (at, (node, config)) in [("stuck", asking("limited for long")), ("further", agent)].into_iter().enumerate() {
+        let meta = format!(r#"{{"origin":"1-{at}","crashes":2}}"#);
+        let data = item(node, config).to_string();
+        bed.ask::<String>(&["XADD", &bed.stream, "*", "data", &data, "meta", &meta]).await;
+    }
+    parked_is(&bed, 2).await;
+    let bodies = bed.key(&format!("parked-bodies:{}", bed.stream));
+    for (field, crashes) in [("1-0:meta", 2), ("1-1:meta", 0)] {
+        let meta: String = bed.ask(&["HGET", &bodies, field]).await;
+        let meta: Value = serde_json::from_str(&meta).expect("JSON");
+        assert_eq!(meta["crashes"], crashes, "{meta}");
+    }
 }
 
 #[tokio::test]

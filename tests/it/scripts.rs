@@ -206,7 +206,7 @@ fn delivery(raw: RawEntry) -> Arc<Delivery> {
         stream: raw.stream,
         entry: raw.entry,
         token: raw.token,
-        crashes: raw.crashes + meta.crashes,
+        crashes: u32::try_from(raw.crashes + i64::from(meta.crashes)).unwrap_or(0),
         meta,
         item,
     })

@@ -62,7 +62,8 @@ impl JournalWriter {
             .arg(u8::from(*progress))
             .arg(header)
             .arg(field)
-            .arg(value);
+            .arg(value)
+            .arg(delivery.meta.crashes);
         let what = "an entry of a journal";
         let sent = Instant::now();
         match reply::word(self.link.eval(&JOURNAL, &call).await?, what)? {

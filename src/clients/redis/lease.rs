@@ -288,7 +288,7 @@ impl Leases {
         let unexpected = || RedisError::Unexpected { what };
         let [entry, deliveries, crashes, fields] = reply::tuple::<4>(value, what)?;
         let fields = fields::fields(fields)?;
-        let crashes = reply::number(&crashes).ok_or_else(unexpected)?;
+        let crashes = reply::signed(&crashes).ok_or_else(unexpected)?;
         Ok(RawEntry {
             stream: Arc::clone(stream),
             entry: EntryId::new(reply::text(entry).ok_or_else(unexpected)?),
@@ -298,7 +298,7 @@ impl Leases {
             },
             data: fields.data,
             meta: fields.meta,
-            crashes: u32::try_from(crashes).unwrap_or(u32::MAX),
+            crashes,
         })
     }
 }

@@ -51,6 +51,14 @@ pub(super) fn number(value: &Value) -> Option<u64> {
     }
 }
 
+/// A number that may be below nothing.
+pub(super) fn signed(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        other => std::str::from_utf8(as_bytes(other)?).ok()?.parse().ok(),
+    }
+}
+
 /// What a script says: one word, or a word and what belongs to it.
 pub(super) fn word(value: Value, what: &'static str) -> Result<(Word, Option<Vec<u8>>), RedisError> {
     let unexpected = || RedisError::Unexpected { what };

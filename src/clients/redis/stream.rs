@@ -31,8 +31,9 @@ pub struct RawEntry {
     pub data: Option<Vec<u8>>,
     /// Field `meta`, if it has one.
     pub meta: Option<Vec<u8>>,
-    /// Processes that died with this entry; those before it was added again stand in `meta`.
-    pub crashes: u32,
+    /// Processes that died with this entry; those before it was added again stand in `meta`, and are taken off here
+    /// once the node has come further.
+    pub crashes: i64,
 }
 
 /// The work streams as one consumer of the group reads them.

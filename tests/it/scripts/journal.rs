@@ -177,6 +177,20 @@ async fn progress_clears_the_count_of_crashes_and_nothing_else_does() {
 }
 
 #[tokio::test]
+async fn progress_also_outweighs_the_crashes_before_an_entry_was_added_again() {
+    let world = World::new().await;
+    let (worker, delivery) = world.worker_with("w:1", ITEM).await;
+    let mut delivery = Delivery::clone(&delivery);
+    delivery.meta.crashes = 2;
+    append(&worker, &delivery, &entry("t1:llm", "1")).await.expect("an answer");
+    let (_, ours) = taken_over(&world, &delivery, "w:2").await;
+    assert_eq!(ours.crashes, 0, "one more, less the two that stand beside the item");
+    let key = world.key(&format!("crashes:{}", world.stream));
+    assert_eq!(world.redis::<Option<i64>>(&["HGET", &key, ours.entry.as_str()]).await, Some(-1));
+    assert!(world.ttl(&key).await > 0);
+}
+
+#[tokio::test]
 async fn the_next_owner_finds_the_journal_when_it_opens_the_run() {
     let world = World::new().await;
     with_state(&world).await;

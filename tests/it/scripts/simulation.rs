@@ -195,7 +195,7 @@ fn a_run_that_two_may_have_is_found_out() {
         breach(0, "open", "if record or ARGV[4] ~= '1' then", "if ARGV[4] ~= '1' then"),
         breach(0, "settle", "return run[1] == ARGV[6] and 'again' or 'lost'", "return 'lost'"),
         breach(0, "settle", "if taken(run[1], ARGV[7], 10) then", "if false then"),
-        breach(0, "settle", "redis.call('DEL', KEYS[4])", ""),
+        breach(0, "settle", "redis.call('DEL', KEYS[4])", "0"),
         breach(0, "settle", "record_run(KEYS[3], ARGV[8], ARGV[5], ARGV[6], seq)", ""),
     ]);
 }

@@ -1,7 +1,7 @@
 -- Puts an entry into the journal of a run and renews the lease in the same step.
 -- KEYS  1 work stream, 2 journal, 3 done, 4 crashes
 -- ARGV  1 group, 2 entry, 3 consumer, 4 deliveries, 5 life in ms, 6 '1' if everything before goes,
---       7 '1' if the entry is progress, 8 header, 9 field, 10 value
+--       7 '1' if the entry is progress, 8 header, 9 field, 10 value, 11 crashes before the entry was added again
 -- Says  ok | lost | {wrongtype, key}
 if not owned(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then return 'lost' end
 local kind = redis.call('TYPE', KEYS[2]).ok
@@ -15,5 +15,13 @@ local added = redis.call('HSET', KEYS[2], ARGV[9], ARGV[10])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 -- The record tells whoever opens the run next to look for a journal, so it lives as long.
 redis.pcall('PEXPIRE', KEYS[3], ARGV[5], 'GT')
-if ARGV[7] == '1' and added > 0 then redis.pcall('HDEL', KEYS[4], ARGV[2]) end
+if ARGV[7] == '1' and added > 0 then
+  if ARGV[11] == '0' then
+    redis.pcall('HDEL', KEYS[4], ARGV[2])
+  else
+    -- Those stand beside the item and cannot be taken back there, so the count starts as far below nothing.
+    redis.pcall('HSET', KEYS[4], ARGV[2], '-' .. ARGV[11])
+    redis.pcall('PEXPIRE', KEYS[4], ARGV[5])
+  end
+end
 return 'ok'

@@ -44,9 +44,10 @@ end
 -- The acknowledgement is first: after a write that needs no memory the rest is allowed at maxmemory too.
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('DEL', KEYS[4])
+local journal = redis.call('DEL', KEYS[4])
 if ARGV[14] == '1' then redis.call('RENAME', KEYS[8], KEYS[9]) end
-if ARGV[4] ~= '1' then redis.pcall('HDEL', KEYS[6], ARGV[2]) end
+-- Only a takeover or progress on record can have written a count.
+if ARGV[4] ~= '1' or journal == 1 then redis.pcall('HDEL', KEYS[6], ARGV[2]) end
 if layout == 'hash' then
   redis.call('HSET', KEYS[2], ARGV[10], ARGV[11])
   redis.call('PEXPIRE', KEYS[2], ARGV[8], 'GT')

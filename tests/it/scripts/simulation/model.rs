@@ -60,7 +60,7 @@ pub struct Work {
     /// What the worker wrote beside it.
     pub meta: Meta,
     /// Processes that died with the present entry.
-    pub crashes: u64,
+    pub crashes: i64,
 }
 
 impl Work {
@@ -234,7 +234,8 @@ impl Model {
         journal.insert(String::from("hdr"), write.value.clone());
         let further = journal.insert(write.field.clone(), write.value.clone()).is_none();
         if further && write.progress {
-            self.works[at].crashes = 0;
+            // Together with those beside the item it is nothing.
+            self.works[at].crashes = -i64::from(self.works[at].meta.crashes);
         }
         Answer::Done
     }
@@ -379,7 +380,7 @@ impl Model {
             }
             *owner = Owner { consumer: String::from(me), deliveries: owner.deliveries + 1 };
             *silent = false;
-            work.crashes += u64::from(expired);
+            work.crashes += i64::from(expired);
             taken.push(seen.work);
         }
         taken

@@ -254,7 +254,7 @@ impl<'a> Play<'a> {
             let token = Owner { consumer: raw.token.consumer.to_string(), deliveries: raw.token.deliveries };
             agree("the token", &token, owner)?;
             let known = if token.deliveries == 1 { 0 } else { work.crashes };
-            agree("the crashes", u64::from(raw.crashes), known)?;
+            agree("the crashes", raw.crashes, known)?;
             let item = work.run.is_some().then(|| delivery(raw.clone()));
             if let Some(item) = &item {
                 agree("what was written beside the item", &item.meta, &work.meta)?;

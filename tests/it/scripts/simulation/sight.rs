@@ -61,10 +61,10 @@ pub fn expected(model: &Model) -> Sight {
             _ => None,
         });
         put(&mut sight, format!("{at} pending"), &pending.collect::<Vec<_>>());
-        let crashes: BTreeMap<Id, u64> = entries
+        let crashes: BTreeMap<Id, i64> = entries
             .iter()
             .map(|(entry, work)| (*entry, model.works[*work].crashes))
-            .filter(|(_, crashes)| *crashes > 0)
+            .filter(|(_, crashes)| *crashes != 0)
             .collect();
         put(&mut sight, format!("{at} crashes"), &crashes);
         let parked: BTreeMap<Id, bool> = model
@@ -143,7 +143,7 @@ fn read(answers: &mut impl Iterator<Item = redis::Value>, streams: &[String], ru
         let pending =
             pending.into_iter().map(|(id, owner, idle, count)| (Id::parse(&id), owner, count, idle >= LEASE_MS));
         put(&mut sight, format!("{at} pending"), &pending.collect::<Vec<_>>());
-        let crashes: BTreeMap<String, u64> = next(answers);
+        let crashes: BTreeMap<String, i64> = next(answers);
         // A count may outlive its entry until the janitor comes by.
         let crashes = crashes.into_iter().map(|(id, count)| (Id::parse(&id), count));
         let crashes: BTreeMap<_, _> = crashes.filter(|(id, _)| entries.contains(id)).collect();
