@@ -92,7 +92,13 @@ fn each_server_is_shown_with_its_state_and_its_tools() {
     };
     let demo = of("demo");
     assert_eq!((&demo["state"], &demo["pinned"]), (&json!("answers"), &json!(false)));
-    assert!(demo["protocol_version"].is_string() && demo["took_ms"].is_u64() && demo["name"].is_string(), "{demo}");
+    assert!(
+        demo["protocol_version"].is_string()
+            && demo["era"] == "legacy"
+            && demo["took_ms"].is_u64()
+            && demo["name"].is_string(),
+        "{demo}"
+    );
     let tools = demo["tools"].as_array().expect("tools");
     assert!(
         tools.iter().all(|tool| tool["input_schema"].is_object()
@@ -108,7 +114,7 @@ fn each_server_is_shown_with_its_state_and_its_tools() {
         "{}",
         table.out
     );
-    assert!(table.err.contains("gone did not answer"), "{}", table.err);
+    assert!(table.err.contains("gone cannot be used"), "{}", table.err);
     let one = bench.run(&["list", "--json", "demo"]);
     assert_eq!((one.code, one.json().as_array().map(Vec::len)), (0, Some(1)));
     let unknown = bench.run(&["list", "dmeo"]);

@@ -34,12 +34,13 @@ struct Offer {
     name: String,
     pinned: bool,
     info: Option<ServerInfo>,
+    era: Option<&'static str>,
     tools: Result<Arc<Vec<ToolSpec>>, String>,
     withheld: Vec<Withheld>,
     took: Duration,
 }
 
-/// Asks every server and prints what it said; exit 1 if one did not answer.
+/// Asks every server and prints what it said; exit 1 if one cannot be used.
 pub(super) fn run(settings: &Settings, args: &ListArgs) -> u8 {
     let config = match settings.config() {
         Ok(config) => config,
@@ -57,6 +58,7 @@ pub(super) fn run(settings: &Settings, args: &ListArgs) -> u8 {
                 name: String::from(BUILT_IN),
                 pinned: false,
                 info: None,
+                era: None,
                 tools: Ok(Arc::new(running.builtin())),
                 withheld: Vec::new(),
                 took: Duration::ZERO,
@@ -84,6 +86,7 @@ async fn ask(server: &Server) -> Offer {
         name: server.name.clone(),
         pinned: server.approval.is_pinned(),
         info: server.info().await,
+        era: server.status().era,
         tools,
         withheld: server.approval.withheld(),
         took,
@@ -95,7 +98,13 @@ fn print_tables(offers: &[Offer]) {
     for offer in offers.iter().filter(|offer| offer.name != BUILT_IN) {
         let state = if offer.tools.is_ok() { "answers" } else { "failed" };
         let info = offer.info.as_ref();
-        let protocol = info.map_or("-", |info| &info.protocol_version);
+        let protocol = info.map_or_else(
+            || String::from("-"),
+            |info| match offer.era {
+                Some(era) => format!("{} ({era})", info.protocol_version),
+                None => info.protocol_version.clone(),
+            },
+        );
         let is = info.map_or_else(|| String::from("-"), |info| format!("{} {}", info.name, info.version));
         let count = match (&offer.tools, offer.withheld.len()) {
             (Err(_), _) => String::from("-"),
@@ -103,7 +112,7 @@ fn print_tables(offers: &[Offer]) {
             (Ok(tools), withheld) => format!("{}, {withheld} withheld", tools.len()),
         };
         let took = format!("{} ms", offer.took.as_millis());
-        servers.add_row([&offer.name, state, protocol, is.trim(), &count, &took]);
+        servers.add_row([&offer.name, state, &protocol, is.trim(), &count, &took]);
     }
     if !servers.is_empty() {
         print_line(format_args!("{}\n", spaced(servers)));
@@ -128,7 +137,7 @@ fn print_tables(offers: &[Offer]) {
     print_line(spaced(tools));
     for offer in offers {
         if offer.tools.is_err() {
-            print_note(style(format!("{} did not answer", offer.name)).for_stderr().red());
+            print_note(style(format!("{} cannot be used", offer.name)).for_stderr().red());
         }
         if !offer.withheld.is_empty() {
             let words = format!("{}: read what is withheld (--json), then `tools pin {}`", offer.name, offer.name);
@@ -187,6 +196,7 @@ fn shown(offer: &Offer) -> Map<String, Value> {
     }
     if let Some(info) = &offer.info {
         put("protocol_version", json!(info.protocol_version));
+        put("era", json!(offer.era));
         put("name", json!(info.name));
         put("version", json!(info.version));
     }
