@@ -235,6 +235,20 @@ mod tests {
         table.take(&Arc::from("s"), &EntryId::new("1-0"), &token(deliveries), permit)
     }
 
+    /// The delivery of the one entry that the tests take.
+    fn delivery() -> Delivery {
+        let entry = EntryId::new("1-0");
+        Delivery {
+            stream: Arc::from("s"),
+            token: token(1),
+            meta: Meta::default(),
+            crashes: 0,
+            work_id: WorkId::new("s", &entry),
+            item: WorkItem::parse(br#"{"graph_id":"g","node_id":"n"}"#, "s", &entry).expect("well formed"),
+            entry,
+        }
+    }
+
     #[test]
     fn dropping_the_custody_gives_the_permit_and_the_lease_back() {
         let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(2)));
@@ -248,18 +262,8 @@ mod tests {
     fn progress_is_noted_where_the_entry_is_held() {
         let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(1)));
         let custody = take(&table, &pool, 1).expect("the entry is new");
-        let entry = EntryId::new("1-0");
-        let delivery = Delivery {
-            stream: Arc::from("s"),
-            token: token(1),
-            meta: Meta::default(),
-            crashes: 2,
-            work_id: WorkId::new("s", &entry),
-            item: WorkItem::parse(br#"{"graph_id":"g","node_id":"n"}"#, "s", &entry).expect("well formed"),
-            entry,
-        };
         assert!(!custody.has_progressed());
-        table.progressed(&delivery);
+        table.progressed(&delivery());
         assert!(custody.has_progressed());
     }
 
@@ -270,19 +274,9 @@ mod tests {
         assert!(take(&table, &pool, 2).is_none());
         assert_eq!(custody.held().deliveries, 2);
         assert_eq!(pool.available_permits(), 1, "the second permit went back");
-        let entry = EntryId::new("1-0");
-        let delivery = Delivery {
-            stream: Arc::from("s"),
-            token: token(1),
-            meta: Meta::default(),
-            crashes: 0,
-            work_id: WorkId::new("s", &entry),
-            item: WorkItem::parse(br#"{"graph_id":"g","node_id":"n"}"#, "s", &entry).expect("well formed"),
-            entry,
-        };
-        assert_eq!(table.token(&delivery), token(2), "what it began with proves nothing any more");
+        assert_eq!(table.token(&delivery()), token(2), "what it began with proves nothing any more");
         drop(custody);
-        assert_eq!(table.token(&delivery), token(1));
+        assert_eq!(table.token(&delivery()), token(1));
     }
 
     #[test]

@@ -56,7 +56,8 @@ impl Kept {
 
 fn bytes(settlement: &Settlement) -> usize {
     let blob = settlement.blob.as_ref().map_or(0, |blob| blob.get().len());
-    settlement.event_json.len() + settlement.node_state_json.len() + blob
+    let letter = settlement.letter.as_ref().map_or(0, |letter| letter.data.len());
+    settlement.event_json.len() + settlement.node_state_json.len() + blob + letter
 }
 
 /// Notices that Redis is another one than before, and writes again what it may have lost.

@@ -425,7 +425,7 @@ impl Server {
                     self.failed(&failure);
                     return Err(failure);
                 }
-                // The server rejected the call before it ran, because it no longer knows the session.
+                // It did not run, because the server no longer knows the session; or it may run twice.
                 session = self.session().await?;
                 started = Instant::now();
                 session.call_tool(&call.target.name, &call.arguments, meta()).await

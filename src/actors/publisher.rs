@@ -140,6 +140,8 @@ impl PublisherDeps {
             Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
                 self.health.processed(completed_at);
                 self.settled(&settlement, &report, failure.as_ref(), mode, took);
+                // The item itself may be large, and writing the result again needs only its names.
+                settlement.delivery = Arc::new(settlement.delivery.bare());
                 self.kept.keep(Arc::new(settlement), Instant::now());
             }
             Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),

@@ -98,16 +98,17 @@ pub fn copy_of(graph: &GraphId, node: &NodeId, state: &str) -> Result<Copy, NoCo
         }
     };
     let event_id = terminal_event_id(&WorkId::from_text(work_id), redriven);
-    let event_json = Event::new(event, &event_id, subject, completed_at, &data, &marked(metadata)).to_json();
+    let event_json = Event::new(event, &event_id, subject, completed_at, &data, &marked(metadata)?).to_json();
     Ok(Copy { event, event_id, event_json })
 }
 
 /// The metadata with the mark; every other byte of its values stays.
-fn marked(metadata: &RawValue) -> Box<RawValue> {
+fn marked(metadata: &RawValue) -> Result<Box<RawValue>, NoCopy> {
+    // A list can be read as a struct too, and no worker writes one.
     let mut members: IndexMap<String, Box<RawValue>> =
-        serde_json::from_str(metadata.get()).expect("it was read as an object before");
+        serde_json::from_str(metadata.get()).map_err(|_| NoCopy::NotOurs)?;
     members.insert(String::from(MARK), to_raw_value(&true).expect("a truth value is JSON"));
-    to_raw_value(&members).expect("metadata has string keys")
+    Ok(to_raw_value(&members).expect("metadata has string keys"))
 }
 
 #[cfg(test)]
@@ -173,5 +174,8 @@ mod tests {
             assert_eq!(copy(&state), Err(NoCopy::NotOurs), "{state}");
         }
         assert_eq!(copy(r#"{"status":"completed","output":1}"#), Err(NoCopy::NotOurs), "written by an orchestrator");
+        let listed = r#"{"status":"completed","output":1,"run_id":"r","completed_at":"2026-01-02T03:04:05Z",
+            "metadata":["s/1-0"]}"#;
+        assert_eq!(copy(listed), Err(NoCopy::NotOurs), "metadata that is a list");
     }
 }

@@ -74,6 +74,33 @@ pub struct Delivery {
     pub item: WorkItem,
 }
 
+impl Delivery {
+    /// The same without what only running it needs: for keeping many.
+    pub fn bare(&self) -> Self {
+        let KnownIds { graph_id, node_id, run_id } = self.item.known_ids();
+        Self {
+            stream: Arc::clone(&self.stream),
+            entry: self.entry.clone(),
+            token: self.token.clone(),
+            meta: Meta::default(),
+            crashes: self.crashes,
+            work_id: self.work_id.clone(),
+            item: WorkItem {
+                graph_id,
+                node_id,
+                run_id,
+                config: None,
+                inputs: None,
+                node_states: Map::new(),
+                dependencies: Vec::new(),
+                deadline: None,
+                traceparent: None,
+                metadata: None,
+            },
+        }
+    }
+}
+
 /// One intended execution of a node.
 #[derive(Debug, Clone)]
 pub struct WorkItem {

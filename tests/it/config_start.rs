@@ -139,6 +139,15 @@ async fn a_redis_that_evicts_is_refused_whenever_it_is_seen() {
 }
 
 #[tokio::test]
+async fn a_redis_without_an_append_only_file_is_warned_about() {
+    let bed = Bed::with_own_redis(&[]).await;
+    bed.worker("w1").start().ready().await.said("redis runs without an append-only file").await;
+    let bed = Bed::with_own_redis(&["--appendonly", "yes"]).await;
+    let worker = bed.worker("w2").start().ready().await;
+    assert!(!worker.log().contains("append-only file"), "{}", worker.log());
+}
+
+#[tokio::test]
 async fn a_user_who_may_not_run_what_results_need_is_refused_before_work_is_read() {
     let bed = Bed::with_own_redis(&[]).await;
     bed.ask::<()>(&["ACL", "SETUSER", "worker", "on", ">s3cr3t", "~*", "&*", "+@all", "-del", "-zadd"]).await;

@@ -35,7 +35,7 @@ async fn what_waits_is_told_before_any_worker_came() {
     assert!((89.0..150.0).contains(&age), "{age}");
     let table = table(&bed).await;
     assert!(table.contains("no consumer group") && table.contains("no worker is running"), "{table}");
-    assert!(table.contains("1m 3"), "an age for people: {table}");
+    assert!(table.contains("1m ") || table.contains("2m "), "an age for people: {table}");
 }
 
 #[tokio::test]
