@@ -130,7 +130,8 @@ impl Server {
         let catalog = self.catalog.read().expect("nobody panics while holding the catalog");
         let catalog = catalog.as_ref()?;
         let session = catalog.session.upgrade()?;
-        let stale = catalog.stale_at.is_some_and(|at| at <= Instant::now());
+        // Without a moment it was taken as current because changes would be told.
+        let stale = catalog.stale_at.map_or_else(|| !session.tells_changes(), |at| at <= Instant::now());
         let current = !session.is_closed() && session.tools_changed() == catalog.changes && !stale;
         current.then(|| Arc::clone(&catalog.tools))
     }

@@ -136,6 +136,10 @@ async fn listen(client: &Client<Layered>, inbox: &Inbox) {
     let mut failures = 0;
     loop {
         let ended = client.listen().await;
+        if inbox.hears() {
+            // It worked until it was cut.
+            failures = 0;
+        }
         inbox.listens(false);
         match ended {
             // It ended in order, or it broke: either way we missed what happens until it is opened again.

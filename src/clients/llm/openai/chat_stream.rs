@@ -13,7 +13,7 @@ const DONE: &str = "[DONE]";
 #[serde(default)]
 struct Chunk {
     model: Option<String>,
-    choices: Vec<Choice>,
+    choices: Option<Vec<Choice>>,
     usage: Option<Box<RawValue>>,
     error: Option<Value>,
 }
@@ -85,7 +85,7 @@ impl Assembly {
         self.usage = chunk.usage.filter(|usage| usage.get() != "null").or(self.usage.take());
         let mut more = Vec::new();
         // More than one answer was not asked for.
-        for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
+        for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index == 0) {
             if let Some(error) = choice.error.filter(|error| !error.is_null()) {
                 return Ok(Step::Error(error::of_error(&error)));
             }
@@ -338,6 +338,7 @@ mod tests {
         for chunk in [
             r#"{"error":{"code":502,"message":"away"},"choices":[{"index":0,"delta":{},"finish_reason":"error"}]}"#,
             r#"{"choices":[{"index":0,"delta":{},"error":{"code":502,"message":"away"}}]}"#,
+            r#"{"error":{"code":502,"message":"away"},"choices":null}"#,
         ] {
             let Ok(Step::Error(told)) = assembly.take(chunk) else { panic!("an error: {chunk}") };
             assert_eq!((told.status, told.text.message.as_deref()), (Some(502), Some("away")));
