@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use da_node_executor::clients::mcp::{AnswerInput, CallMeta, Session};
+use da_node_executor::clients::mcp::{AnswerInput, CallMeta, Mode, Question, Reply, Session};
 use da_node_executor::config::McpServerConfig;
 use da_node_executor::domain::ids::{GraphId, NodeId, RunId};
 use da_node_executor::domain::tool::Arguments;
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use serde_json::{Map, Value, json};
+use futures_util::future::{BoxFuture, ready};
+use serde_json::{Value, json};
 
 /// The most that anything may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -98,14 +98,12 @@ impl AnswerInput for Accept {
         json!({"elicitation": {"form": {"applyDefaults": true}}})
     }
 
-    fn answer<'a>(&'a self, method: &'a str, params: &'a Value) -> BoxFuture<'a, Option<Value>> {
-        let answer = (method == "elicitation/create").then(|| {
-            let fields = params["requestedSchema"]["properties"].as_object().into_iter().flatten();
-            let content: Map<String, Value> = fields
-                .map(|(name, field)| (name.clone(), field.get("default").cloned().unwrap_or(Value::Bool(true))))
-                .collect();
-            json!({"action": "accept", "content": content})
-        });
-        async move { answer }.boxed()
+    fn answer<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Option<Reply>> {
+        let Mode::Form { schema } = &question.mode else { return ready(None).boxed() };
+        let fields = schema["properties"].as_object().into_iter().flatten();
+        let content = fields
+            .map(|(name, field)| (name.clone(), field.get("default").cloned().unwrap_or(Value::Bool(true))))
+            .collect();
+        ready(Some(Reply::Accept(content))).boxed()
     }
 }

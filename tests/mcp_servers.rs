@@ -13,6 +13,8 @@ mod hostile_http;
 mod hostile_more;
 #[path = "mcp/hostile_stdio.rs"]
 mod hostile_stdio;
+#[path = "mcp/streams.rs"]
+mod streams;
 
 use std::time::{Duration, Instant};
 

@@ -82,7 +82,7 @@ async fn misbehave(mut socket: TcpStream, deed: Deed) {
 }
 
 /// One request: whether it is no POST, and its body.
-async fn request(socket: &mut TcpStream) -> Option<(bool, Vec<u8>)> {
+pub async fn request(socket: &mut TcpStream) -> Option<(bool, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(socket.read_u8().await.ok()?);

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::era::{self, Dialect, Era, HEADER_MISMATCH};
 use super::error::{McpError, excerpt};
 use super::inbox::Inbox;
+use super::input::in_words;
 use super::list::ToolList;
 use super::mirror::{self, Mirrored};
 use super::service::{FlightPlan, McpService};
@@ -328,13 +329,8 @@ impl<S: McpService> Client<S> {
         for (key, request) in requests {
             let method = request.get("method").and_then(Value::as_str).unwrap_or_default();
             let params = request.get("params").unwrap_or(&Value::Null);
-            let answer = match self.inbox.answers() {
-                Some(answers) => answers.answer(method, params).await,
-                None => None,
-            };
-            let Some(answer) = answer else {
-                let message = params.get("message").and_then(Value::as_str).unwrap_or_default();
-                return Err(self.input_required(tool, &format!("`{method}` {message}")));
+            let Some(answer) = self.inbox.ask(method, params).await else {
+                return Err(self.input_required(tool, &in_words(method, params)));
             };
             answers.insert(key.clone(), answer);
         }

@@ -7,6 +7,7 @@ mod refusal;
 mod stream;
 
 use std::future::{Future, ready};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::MAX_MESSAGE;
 use super::endpoint::Endpoint;
@@ -24,6 +26,7 @@ use super::era::Dialect;
 use super::error::{McpError, excerpt};
 use super::inbox::Inbox;
 use super::mirror;
+use super::pending::Pending;
 use super::service::{Flight, FlightPlan, NoBatches};
 use super::wire;
 
@@ -42,6 +45,9 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// How long a message that has no answer may take: a pong, a refusal, the end of the session.
 const SIDE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long an answer may still come on the server's own stream after that of its request broke.
+const OTHER_STREAM: Duration = Duration::from_secs(1);
+
 /// The transport.
 #[derive(Clone)]
 pub(super) struct HttpService {
@@ -57,6 +63,10 @@ struct Inner {
     proven: AtomicBool,
     /// The server said that it does not know the session any more.
     lost: AtomicBool,
+    /// The requests of this session, whose answers count on whichever stream they come.
+    pending: Arc<Pending>,
+    /// Whether the server's own stream is open was found out, or is not waited for any more.
+    settled: CancellationToken,
 }
 
 /// What one event stream has to bring.
@@ -71,10 +81,12 @@ enum Awaited {
 impl HttpService {
     /// For the URL of a server. Nothing is sent yet.
     pub(super) fn new(url: &str, endpoint: &Endpoint, inbox: Arc<Inbox>) -> Result<Self, McpError> {
+        let pending = Pending::new(Arc::clone(&inbox));
         let link = HttpLink::new(url, endpoint, inbox)?;
         let (session, version) = (OnceLock::new(), OnceLock::new());
         let (proven, lost) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { inner: Arc::new(Inner { link, session, version, proven, lost }) })
+        let settled = CancellationToken::new();
+        Ok(Self { inner: Arc::new(Inner { link, session, version, proven, lost, pending, settled }) })
     }
 
     /// The version of the session, sent along from now on.
@@ -138,7 +150,7 @@ impl Inner {
     }
 
     /// One request to its answer.
-    async fn exchange(&self, request: Request<'_>) -> Result<Box<RawValue>, McpError> {
+    async fn exchange(self: &Arc<Self>, request: Request<'_>) -> Result<Box<RawValue>, McpError> {
         let flight = Flight::of(&request);
         let Id::Number(id) = request.id else { return Err(self.link.protocol("a request without a number")) };
         if self.lost.load(Ordering::Acquire) {
@@ -148,17 +160,43 @@ impl Inner {
             return Err(self.link.closed("the session has ended", false));
         }
         let body = serde_json::to_string(&request).expect("messages serialise");
-        let post = match flight.plan().dialect {
-            Dialect::Legacy => self.post(body),
-            Dialect::Modern(version) => {
-                modern(self.link.request(Method::POST), version, &request.method, flight.plan()).body(body)
-            }
-        };
-        let response = self.link.send(post, &flight).await?;
-        if !response.status().is_success() {
-            return Err(self.refused(response, &flight, false).await);
+        if let Dialect::Modern(version) = flight.plan().dialect {
+            let post = modern(self.link.request(Method::POST), version, &request.method, flight.plan()).body(body);
+            return self.carry(post, &request.method, id, &flight).await;
         }
-        if request.method == wire::INITIALIZE {
+        if flight.plan().effect {
+            self.settle().await;
+        }
+        let mut elsewhere = pin!(self.pending.expect(id, &flight)?.answer());
+        // Whichever comes first is the answer. The other is dropped: the stream of the POST is closed with it, and what
+        // comes on the server's own stream afterwards belongs to nothing.
+        let own = tokio::select! {
+            biased;
+            answer = &mut elsewhere => return answer,
+            own = self.carry(self.post(body), &request.method, id, &flight) => own,
+        };
+        match own {
+            // Two connections keep no order: the answer may be on its way by the other one.
+            Err(McpError::Closed { .. }) if self.inbox().hears() => {
+                timeout(OTHER_STREAM, elsewhere).await.unwrap_or(own)
+            }
+            own => own,
+        }
+    }
+
+    /// Posts a request and reads what the POST is answered with.
+    async fn carry(
+        self: &Arc<Self>,
+        post: RequestBuilder,
+        method: &str,
+        id: u64,
+        flight: &Flight,
+    ) -> Result<Box<RawValue>, McpError> {
+        let response = self.link.send(post, flight).await?;
+        if !response.status().is_success() {
+            return Err(self.refused(response, flight, false).await);
+        }
+        if method == wire::INITIALIZE {
             if let Some(session) = response.headers().get(SESSION_ID) {
                 let _ = self.session.set(session.clone());
             }
@@ -167,7 +205,7 @@ impl Inner {
         }
         match media_type(&response) {
             "application/json" => {
-                let body = self.body(response, &flight).await?;
+                let body = self.body(response, flight).await?;
                 let text = std::str::from_utf8(&body).map_err(|_| self.link.protocol("its answer is not UTF-8"))?;
                 let messages =
                     wire::parse(text).ok_or_else(|| self.link.protocol("its answer is no JSON-RPC message"))?;
@@ -178,7 +216,7 @@ impl Inner {
                 }
                 Err(self.link.protocol("its answer belongs to another request"))
             }
-            EVENT_STREAM => self.follow(response, id, &flight).await,
+            EVENT_STREAM => self.follow(response, id, flight).await,
             other => Err(self.link.protocol(&format!("it answered with the content type `{}`", excerpt(other)))),
         }
     }

@@ -1,18 +1,25 @@
 //! What a server sends unasked, the same for every transport: notifications, and requests that we answer or decline.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::error::excerpt;
-use super::input::AnswerInput;
+use super::input::{AnswerInput, Question};
 use super::service::Flight;
 use super::wire::ProgressNote;
 use crate::domain::tool::Progress;
+
+/// Requests of one server that are worked on beside its stream at once.
+const MAX_REQUESTS: usize = 32;
+/// Questions of one server that are open at once.
+const MAX_QUESTIONS: usize = 16;
 
 /// The receiving side of one session.
 pub(super) struct Inbox {
@@ -23,6 +30,10 @@ pub(super) struct Inbox {
     hears: AtomicBool,
     noise: AtomicU64,
     closed: CancellationToken,
+    /// Requests of the server that may be worked on beside its stream at once.
+    requests: Arc<Semaphore>,
+    /// Questions that may be open at once; fewer than requests, for a person takes long and a pong must not wait.
+    questions: Semaphore,
     /// The requests under way whose progress counts.
     flights: Mutex<HashMap<u64, Flight>>,
 }
@@ -49,6 +60,8 @@ impl Inbox {
             hears: AtomicBool::new(false),
             noise: AtomicU64::new(0),
             closed: CancellationToken::new(),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            questions: Semaphore::new(MAX_QUESTIONS),
             flights: Mutex::default(),
         })
     }
@@ -127,17 +140,35 @@ impl Inbox {
         if method == "ping" {
             return format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
         }
-        let answer = match &self.answers {
-            Some(answers) => answers.answer(method, params).await,
-            None => None,
-        };
-        match answer {
+        match self.ask(method, params).await {
             Some(result) => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#),
             None => {
                 tracing::debug!(mcp.server = %self.server, "request of the server declined");
                 format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"Method not found"}}}}"#)
             }
         }
+    }
+
+    /// The result of a request of the server that asks a person; none if nobody answers it.
+    pub(super) async fn ask(&self, method: &str, params: &Value) -> Option<Value> {
+        let answers = self.answers.as_ref()?;
+        let question = Question::read(&self.server, method, params)?;
+        let Ok(_open) = self.questions.try_acquire() else {
+            tracing::debug!(mcp.server = %self.server, "the server asks too much at once");
+            return None;
+        };
+        answers.answer(&question).await.map(|reply| reply.result(&question))
+    }
+
+    /// Works on a request of the server beside what else it sends: that may be what a call waits for. Waits only while
+    /// too many are worked on already, so that a flood is held up and memory stays bounded.
+    pub(super) async fn beside(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let permit = Arc::clone(&self.requests).acquire_owned().await.expect("the semaphore is never closed");
+        let closed = self.closed.clone();
+        tokio::spawn(async move {
+            closed.run_until_cancelled(work).await;
+            drop(permit);
+        });
     }
 
     /// Something came that belongs to nothing. Logged at each doubling, so that a flood stays a few lines.

@@ -31,7 +31,7 @@ pub use client::{CallMeta, McpTool, ServerInfo, ToolListing};
 pub use endpoint::Endpoint;
 pub use era::Era;
 pub use error::McpError;
-pub use input::AnswerInput;
+pub use input::{AnswerInput, Mode, Question, Reply};
 pub use session::Session;
 
 /// Bytes of one message that are read or sent; more is refused while it is read, before it is held.

@@ -1,5 +1,5 @@
-//! Requests that wait for an answer which comes by another way than they went: over a pipe, or on the one event stream
-//! of an old server. Late and duplicate answers find nobody.
+//! Requests that wait for an answer which may come by another way than they went: over a pipe, or on a stream that the
+//! server had open before. Late and duplicate answers find nobody.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -125,7 +125,7 @@ impl Inner {
         })
     }
 
-    async fn read(&self, mut stream: Stream) {
+    async fn read(self: &Arc<Self>, mut stream: Stream) {
         loop {
             for event in std::mem::take(&mut stream.events) {
                 match wire::parse(&event.data) {
@@ -145,7 +145,7 @@ impl Inner {
         }
     }
 
-    async fn receive(&self, message: Incoming) {
+    async fn receive(self: &Arc<Self>, message: Incoming) {
         let inbox = self.link.inbox();
         match message {
             Incoming::Answer { id, outcome } => {
@@ -156,11 +156,17 @@ impl Inner {
             }
             Incoming::Notification { method, progress } => inbox.notification(&method, progress),
             Incoming::Request { id, method, params } => {
-                let answer = inbox.answer(&id, &method, &params).await;
-                let flight = FlightPlan::plain("the answer to the server", SIDE_LIMIT).start();
-                if !matches!(timeout(SIDE_LIMIT, self.post(answer, &flight)).await, Ok(Ok(()))) {
-                    inbox.noise("answer to the server that could not be sent");
-                }
+                let this = Arc::clone(self);
+                let reply = async move {
+                    let inbox = this.link.inbox();
+                    let answer = inbox.answer(&id, &method, &params).await;
+                    let flight = FlightPlan::plain("the answer to the server", SIDE_LIMIT).start();
+                    if !matches!(timeout(SIDE_LIMIT, this.post(answer, &flight)).await, Ok(Ok(()))) {
+                        inbox.noise("answer to the server that could not be sent");
+                    }
+                };
+                // All answers come by this one stream, so it is read on meanwhile.
+                inbox.beside(reply).await;
             }
         }
     }

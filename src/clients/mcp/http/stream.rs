@@ -1,10 +1,12 @@
 //! Event streams of a server over HTTP: the one that answers a request, and in the legacy era the server's own. A
 //! stream that breaks off is taken up where it ended, if the server gave a place to do so.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
@@ -26,10 +28,17 @@ const MAX_RESUMES: u32 = 5;
 const RESUME_PAUSE: Duration = Duration::from_secs(1);
 const RESUME_PAUSE_MIN: Duration = Duration::from_millis(20);
 const RESUME_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long the first call waits for the server's own stream: some send its head with the first event alone.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 impl Inner {
     /// Reads an event stream to the answer, over as many connections as the server makes of it.
-    pub(super) async fn follow(&self, first: Response, id: u64, flight: &Flight) -> Result<Box<RawValue>, McpError> {
+    pub(super) async fn follow(
+        self: &Arc<Self>,
+        first: Response,
+        id: u64,
+        flight: &Flight,
+    ) -> Result<Box<RawValue>, McpError> {
         let mut decoder = SseDecoder::new(MAX_MESSAGE);
         // What is listened to without an end is bounded by its events alone.
         let limit = flight.ends().map(|_| MAX_STREAM);
@@ -68,7 +77,7 @@ impl Inner {
 
     /// Reads one connection's events. None if it ends without what is awaited.
     async fn drain(
-        &self,
+        self: &Arc<Self>,
         mut response: Response,
         decoder: &mut SseDecoder,
         total: &mut usize,
@@ -101,7 +110,11 @@ impl Inner {
     }
 
     /// Handles one message; the answer that is awaited is handed back.
-    pub(super) async fn take(&self, message: Incoming, awaited: Awaited) -> Option<Result<Box<RawValue>, McpError>> {
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        message: Incoming,
+        awaited: Awaited,
+    ) -> Option<Result<Box<RawValue>, McpError>> {
         match (message, awaited) {
             (Incoming::Answer { id: Some(id), outcome }, Awaited::Answer(ours)) if id == ours => {
                 Some(outcome.map_err(|fault| self.link.rpc(&fault, None)))
@@ -110,35 +123,52 @@ impl Inner {
             (Incoming::Answer { id: None, outcome: Err(fault) }, Awaited::Answer(_)) => {
                 Some(Err(self.link.rpc(&fault, None)))
             }
-            (Incoming::Answer { .. }, _) => {
-                self.inbox().noise("answer to nothing that is pending");
+            // Some servers answer on the stream that is open already, whichever it is.
+            (Incoming::Answer { id, outcome }, _) => {
+                let answer = outcome.map_err(|fault| self.link.rpc(&fault, None));
+                if !id.is_some_and(|id| self.pending.answer(id, answer)) {
+                    self.inbox().noise("answer to nothing that is pending");
+                }
                 None
             }
             (Incoming::Notification { method, progress }, _) => {
                 self.inbox().notification(&method, progress);
                 None
             }
-            (Incoming::Request { id, method, params }, _) => {
-                let answer = self.inbox().answer(&id, &method, &params).await;
-                // Answered before the next event is read, so that a flood of requests waits for us.
-                let flight = FlightPlan::plain("the answer to the server", SIDE_LIMIT).start();
-                let sent = timeout(SIDE_LIMIT, self.link.send(self.post(answer), &flight)).await;
-                if !matches!(sent, Ok(Ok(_))) {
-                    self.inbox().noise("answer to the server that could not be sent");
-                }
+            // Asked in the course of this request: answered before the next event is read, so that a flood of requests
+            // waits for us, and with the request its questions end.
+            (Incoming::Request { id, method, params }, Awaited::Answer(_)) => {
+                self.reply(&id, &method, &params).await;
+                None
+            }
+            (Incoming::Request { id, method, params }, Awaited::News) => {
+                let this = Arc::clone(self);
+                self.inbox().beside(async move { this.reply(&id, &method, &params).await }).await;
                 None
             }
         }
     }
 
+    /// Answers a request of the server.
+    async fn reply(&self, id: &RawValue, method: &str, params: &Value) {
+        let answer = self.inbox().answer(id, method, params).await;
+        let flight = FlightPlan::plain("the answer to the server", SIDE_LIMIT).start();
+        let sent = timeout(SIDE_LIMIT, self.link.send(self.post(answer), &flight)).await;
+        if !matches!(sent, Ok(Ok(_))) {
+            self.inbox().noise("answer to the server that could not be sent");
+        }
+    }
+
     /// The server's own stream, taken up again when it breaks.
-    pub(super) async fn listen(&self) {
+    pub(super) async fn listen(self: &Arc<Self>) {
         let mut decoder = SseDecoder::new(MAX_MESSAGE);
         let mut opened = false;
         let mut fruitless = 0;
         while fruitless <= MAX_RESUMES {
             let last = decoder.last_id().and_then(|last| HeaderValue::from_str(last).ok());
-            match self.open_stream(last).await {
+            let stream = self.open_stream(last).await;
+            self.settled.cancel();
+            match stream {
                 Ok(stream) if stream.status().is_success() && media_type(&stream) == EVENT_STREAM => {
                     self.inbox().listens(true);
                     if opened && decoder.last_id().is_none() {
@@ -167,6 +197,15 @@ impl Inner {
             decoder.restart();
         }
         tracing::debug!(mcp.server = %self.inbox().server(), "server offers no stream of its own, or no longer");
+    }
+
+    /// Waits until the server's own stream is open, or is not offered. What is asked or answered there while nobody
+    /// listens is lost, with many servers for good.
+    pub(super) async fn settle(&self) {
+        if timeout(SETTLE_LIMIT, self.settled.cancelled()).await.is_err() {
+            tracing::debug!(mcp.server = %self.inbox().server(), "calls do not wait for the server's own stream");
+            self.settled.cancel();
+        }
     }
 
     async fn open_stream(&self, last_event: Option<HeaderValue>) -> Result<Response, McpError> {
