@@ -20,6 +20,7 @@ use url::Url;
 pub use self::address::{AddressRefused, refused};
 pub use self::error::FetchError;
 pub use self::hosts::{AllowedHosts, InvalidHost, Permission};
+use crate::clients::tls;
 use crate::config::HttpRequestConfig;
 
 /// Redirects that are followed; more are an error.
@@ -142,14 +143,13 @@ struct Hop {
 }
 
 impl FetchClient {
-    /// Reads the list of allowed hosts; makes no connection and no TLS configuration yet.
+    /// Reads the list of allowed hosts; makes no connection yet.
     pub fn new(config: &HttpRequestConfig) -> Result<Self, InvalidHost> {
-        Ok(Self {
-            allowed: AllowedHosts::parse(&config.allow)?,
-            timeout: config.timeout,
-            max_bytes: config.max_bytes.get(),
-            clients: Mutex::default(),
-        })
+        let allowed = AllowedHosts::parse(&config.allow)?;
+        if !config.allow.is_empty() {
+            tls::prepare();
+        }
+        Ok(Self { allowed, timeout: config.timeout, max_bytes: config.max_bytes.get(), clients: Mutex::default() })
     }
 
     /// Sends the request and reads the response within the configured time, or within `limit` if that is less.
@@ -261,7 +261,7 @@ impl FetchClient {
 
 /// Redirects are followed by [`FetchClient::follow`]. No proxy: it would resolve names itself, past every check.
 fn build(permission: Permission) -> Result<reqwest::Client, reqwest::Error> {
-    let builder = reqwest::Client::builder()
+    let builder = tls::client()
         .user_agent(USER_AGENT)
         .redirect(redirect::Policy::none())
         .referer(false)

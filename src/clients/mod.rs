@@ -4,3 +4,4 @@ pub mod http;
 pub mod llm;
 pub mod mcp;
 pub mod redis;
+mod tls;

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::{Future, pending};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,9 +151,9 @@ impl<P: Ports> Execution<'_, P> {
             deltas: deltas.clone(),
             context: self.context(CallSite::Turn(turn)),
         };
-        let call = self.ask_any(request, dialogue.provider(), turn);
+        let mut call = pin!(self.ask_any(request, dialogue.provider(), turn));
         let completion = match deltas {
-            Some(deltas) => self.telling(turn, &deltas, call).await?,
+            Some(deltas) => self.telling(turn, &deltas, call.as_mut()).await?,
             None => call.await?,
         };
         *self.ledger.spent.borrow_mut().usage.get_or_insert_default() += completion.usage;
@@ -164,14 +164,13 @@ impl<P: Ports> Execution<'_, P> {
 
     /// Waits for a model and tells what it writes meanwhile, a few times a second: an event for each letter would cost
     /// more than the answer.
-    async fn telling<T>(&self, turn: u32, deltas: &Deltas, call: impl Future<Output = T>) -> T {
+    async fn telling<T>(&self, turn: u32, deltas: &Deltas, mut call: Pin<&mut impl Future<Output = T>>) -> T {
         let tell = || {
             let pieces = deltas.fetch();
             if !pieces.is_empty() {
                 self.progress(EventType::LlmDelta, json!({ "turn": turn, "pieces": pieces }));
             }
         };
-        let mut call = pin!(call);
         let mut pulse = interval(DELTA_PAUSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

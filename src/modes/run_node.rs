@@ -206,10 +206,11 @@ impl<P: Ports> NodeRun<'_, P> {
             ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
         }
         let execution = Execution { ports, settings, delivery, ledger, logbook: &logbook, policy, budget, deadline };
+        // Each on the heap: a node that waits needs no room for the modes that it is not in.
         let output = match task {
-            Task::Agent(task) => agent::run(&execution, task).await?,
-            Task::Llm(task) => llm::run(&execution, task).await?,
-            Task::Tool(task) => tool::run(&execution, task).await?,
+            Task::Agent(task) => Box::pin(agent::run(&execution, task)).await?,
+            Task::Llm(task) => Box::pin(llm::run(&execution, task)).await?,
+            Task::Tool(task) => Box::pin(tool::run(&execution, task)).await?,
         };
         finished(&output, &output_mapping, self.settings.output_limit)
     }

@@ -127,7 +127,8 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
     })?;
     let arguments = match extract {
         None => params,
-        Some(extract) => extracted(execution, spec, extract, params).await?,
+        // On the heap: it has a whole conversation in it, and few calls need one.
+        Some(extract) => Box::pin(extracted(execution, spec, extract, params)).await?,
     };
     let class = begun.as_ref().map_or_else(|| execution.class(spec, &arguments), |start| start.class);
     let journaled = match begun {

@@ -13,6 +13,7 @@ use reqwest::{Client, Response, Url, redirect};
 use super::error::{LlmError, root};
 use super::headers;
 use super::sse::{Event, EventReader, SseError, StreamLimits};
+use crate::clients::tls;
 use crate::config::ProviderConfig;
 use crate::ports::LlmRequest;
 
@@ -88,7 +89,7 @@ impl Transport {
         if let Some(client) = self.http.get() {
             return Ok(client);
         }
-        let mut builder = Client::builder()
+        let mut builder = tls::client()
             .user_agent(concat!("da-node-executor/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(POOL_IDLE)

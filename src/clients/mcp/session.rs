@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::Either;
 use jsonrpsee::core::middleware::{Batch, Notification, RpcServiceBuilder, RpcServiceT};
 use jsonrpsee::types::Request;
@@ -217,10 +218,11 @@ impl RpcServiceT for Transport {
     type BatchResponse = NoBatches;
 
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = Self::MethodResponse> + Send + 'a {
+        // On the heap, or each layer around it would hold the whole of it twice.
         match self {
-            Self::Http(http) => Either::Left(http.call(request)),
-            Self::OldSse(old) => Either::Right(Either::Left(old.call(request))),
-            Self::Stdio(stdio) => Either::Right(Either::Right(stdio.call(request))),
+            Self::Http(http) => http.call(request).boxed(),
+            Self::OldSse(old) => old.call(request).boxed(),
+            Self::Stdio(stdio) => stdio.call(request).boxed(),
         }
     }
 

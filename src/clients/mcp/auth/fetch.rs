@@ -13,6 +13,7 @@ use url::Origin;
 use super::error::AuthError;
 use crate::clients::mcp::error::root_cause;
 use crate::clients::mcp::http::{is_loopback, retry_after};
+use crate::clients::tls;
 use crate::config::McpAuthConfig;
 
 /// Bytes of one document or one token answer.
@@ -158,9 +159,7 @@ impl Fetch {
         if let Some(client) = cell.get() {
             return Ok(client);
         }
-        // The binary has done this first thing; where the library is used alone, building a client would panic.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut client = Client::builder()
+        let mut client = tls::client()
             .connect_timeout(self.connect_timeout)
             .redirect(redirect::Policy::none())
             // Asked once in an hour, from whichever thread needs a token then: a connection is not worth keeping.

@@ -15,6 +15,7 @@ use super::super::error::{McpError, excerpt, root_cause};
 use super::super::inbox::Inbox;
 use super::super::service::Flight;
 use super::super::wire::Fault;
+use crate::clients::tls;
 
 /// Redirects that are followed, all on the same origin.
 const MAX_REDIRECTS: usize = 3;
@@ -48,9 +49,7 @@ impl HttpLink {
             value.set_sensitive(true);
             headers.insert(header, value);
         }
-        // The binary has done this first thing; where the library is used alone, building a client would panic.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut http = reqwest::Client::builder()
+        let mut http = tls::client()
             .default_headers(headers)
             .connect_timeout(endpoint.config.connect_timeout)
             .tcp_keepalive(KEEPALIVE)
