@@ -198,7 +198,8 @@ async fn turn(
     if Rounds::due(&mut rounds.released, deps.sweep.min(RELEASED_ROUND)) {
         // A fleet that lost a worker should not look for its work in one instant.
         let expired = Rounds::due(&mut rounds.expired, deps.sweep.mul_f64(0.9 + fastrand::f64() * 0.2));
-        deps.take_over(&mut permits, expired && deps.gate.open(Instant::now())).await?;
+        // It may have ended before the loop comes round again, and the next one shall not wait for the next round.
+        rounds.suspect |= deps.take_over(&mut permits, expired && deps.gate.open(Instant::now())).await?;
         if permits.num_permits() == 0 {
             // There may be more of it. What others left behind has waited longest, so it goes before new work.
             *rounds = Rounds::default();
@@ -232,17 +233,19 @@ impl ReaderDeps {
     }
 
     /// Starts what is pending under our name and held by nobody here (an answer to a read that was lost on the way,
-    /// an item whose actor died with it), what was handed back, and, with `expired`, what dead workers held.
-    async fn take_over(&self, permits: &mut OwnedSemaphorePermit, expired: bool) -> Result<(), RedisError> {
+    /// an item whose actor died with it), what was handed back, and, with `expired`, what dead workers held. Says whether
+    /// a suspect was among it.
+    async fn take_over(&self, permits: &mut OwnedSemaphorePermit, expired: bool) -> Result<bool, RedisError> {
+        let mut suspect = false;
         for stream in &self.streams {
             let running = self.in_flight.ids(stream);
             let stranded = self.leases.stranded(stream, &running, permits.num_permits()).await?;
             if !stranded.is_empty() {
                 tracing::info!(stream = %stream, entries = stranded.len(), "entries of ours were held by nobody");
             }
-            self.accept_all(stranded, permits);
+            suspect |= self.accept_all(stranded, permits);
             if permits.num_permits() == 0 {
-                return Ok(());
+                return Ok(suspect);
             }
             let running = self.in_flight.ids(stream);
             let takeover = if expired {
@@ -256,26 +259,29 @@ impl ReaderDeps {
                 tracing::info!(stream = %stream, entries = claimed.len(), "work of other workers is taken over");
                 self.metrics.taken_over.inc_by(claimed.len() as u64);
             }
-            self.accept_all(claimed, permits);
+            suspect |= self.accept_all(claimed, permits);
             if permits.num_permits() == 0 {
-                return Ok(());
+                return Ok(suspect);
             }
         }
-        Ok(())
+        Ok(suspect)
     }
 
-    fn accept_all(&self, entries: Vec<RawEntry>, permits: &mut OwnedSemaphorePermit) {
+    /// Accepts them and says whether a suspect was among them.
+    fn accept_all(&self, entries: Vec<RawEntry>, permits: &mut OwnedSemaphorePermit) -> bool {
+        let suspect = entries.iter().any(is_suspect);
         for entry in entries {
             let permit = permits.split(1).expect("no more entries than permits are asked for");
             self.accept(entry, permit);
         }
+        suspect
     }
 
     /// Takes one entry into custody and sends it on its way.
     fn accept(&self, entry: RawEntry, permit: OwnedSemaphorePermit) {
         self.metrics.received.inc();
         let Some(custody) = self.in_flight.take(&entry.stream, &entry.entry, &entry.token, permit) else { return };
-        if entry.crashes > 1 {
+        if is_suspect(&entry) {
             custody.suspected();
         }
         if let Some(added) = entry.entry.millis() {
@@ -394,6 +400,11 @@ impl ReaderDeps {
             at: Timestamp::now(),
         }
     }
+}
+
+/// Whether processes have died with it more than once: it may be the death of this one too.
+fn is_suspect(entry: &RawEntry) -> bool {
+    entry.crashes > 1
 }
 
 /// Processes that died with the work since it last came further.

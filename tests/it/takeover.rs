@@ -2,6 +2,7 @@
 //! that ends every process is stopped.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -191,6 +192,108 @@ async fn an_item_that_ends_every_worker_becomes_a_dead_letter_before_it_runs_aga
     gate.open_all();
     bed.submit(&item("m", gate.node("body"))).await;
     bed.ended(2).await;
+}
+
+/// Nodes with which two processes have died one after the other, none of which has ended.
+struct Suspects {
+    bed: Bed,
+    gate: Gate,
+    /// The door of each entry.
+    doors: HashMap<String, String>,
+}
+
+impl Suspects {
+    async fn new() -> Self {
+        let (bed, gate) = (Bed::new().await, Gate::start().await);
+        let mut doors = HashMap::new();
+        for door in ["a", "b", "c", "d"] {
+            doors.insert(bed.submit(&item(door, gate.node(door))).await, String::from(door));
+        }
+        let suspects = Self { bed, gate, doors };
+        for (death, id) in ["w1", "w2"].into_iter().enumerate() {
+            let doomed = short(&suspects.bed, &suspects.gate, id).start().ready().await;
+            for door in suspects.doors.values() {
+                suspects.gate.arrived(door, death + 1).await;
+            }
+            assert_eq!(suspects.held_by(id).await.len(), 4, "until the second death nothing is suspected");
+            doomed.kill();
+        }
+        suspects
+    }
+
+    /// The entries that a worker has, by what stands in Redis.
+    async fn held_by(&self, id: &str) -> Vec<String> {
+        let pending = self.bed.pending().await;
+        let own = pending.into_iter().filter(|(_, consumer, ..)| consumer.starts_with(&format!("{id}:")));
+        own.map(|(entry, ..)| entry).collect()
+    }
+
+    /// The one entry that a worker has.
+    async fn taken_by(&self, id: &str) -> String {
+        let taken = eventually("a suspect is taken over", async || {
+            let held = self.held_by(id).await;
+            assert!(held.len() < 2, "{held:?} at once");
+            held.into_iter().next()
+        })
+        .await;
+        self.gate.arrived(&self.doors[&taken], 3).await;
+        taken
+    }
+
+    /// Lets it end, and waits until it has.
+    async fn ends(&self, entry: &str) {
+        let before = self.bed.count().await;
+        self.gate.open(&self.doors[entry]);
+        eventually("it has ended", async || (self.bed.count().await > before).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn suspects_of_a_crash_run_one_at_a_time_beside_new_work() {
+    let suspects = Suspects::new().await;
+    let (bed, gate) = (&suspects.bed, &suspects.gate);
+    let _worker = short(bed, gate, "w3").start().ready().await;
+    for at in 0..4 {
+        let entry = suspects.taken_by("w3").await;
+        let counts = crashes(bed).await;
+        assert_eq!((counts[&entry], counts.values().sum::<u32>()), (2, 4 - at + 1), "{counts:?}");
+        let (mut renewals, mut idle) = (0, 0);
+        // Twelve renewals take twelve looks for expired leases: each of the others is one, and stays where it is.
+        eventually("its lease is renewed many times", async || {
+            let held = suspects.held_by("w3").await;
+            assert_eq!(held, [entry.as_str()]);
+            let pending = bed.pending().await;
+            let now = pending.iter().find(|(held, ..)| *held == entry).expect("it is pending").2;
+            renewals += usize::from(now < idle);
+            idle = now;
+            (renewals >= 12).then_some(())
+        })
+        .await;
+        suspects.ends(&entry).await;
+        let fresh = format!("fresh{at}");
+        gate.open(&fresh);
+        bed.submit(&item(&fresh, gate.node(&fresh))).await;
+        gate.arrived(&fresh, 1).await;
+    }
+    let events = bed.ended(8).await;
+    assert!(events.iter().all(|event| event.worker() == "w3" && event.output()["status"] == 200));
+}
+
+#[tokio::test]
+async fn the_next_suspect_is_taken_over_as_soon_as_one_has_ended() {
+    let suspects = Suspects::new().await;
+    // The round after this one comes too late to explain that the next suspect is taken over.
+    const ROUND: Duration = Duration::from_secs(5);
+    let _worker = short(&suspects.bed, &suspects.gate, "w3").set("lease.sweep", "5s").start().ready().await;
+    let mut entry = suspects.taken_by("w3").await;
+    for _ in 0..3 {
+        suspects.ends(&entry).await;
+        let since = Instant::now();
+        entry = suspects.taken_by("w3").await;
+        assert!(since.elapsed() < ROUND.mul_f64(0.8), "only after {:?}", since.elapsed());
+    }
+    suspects.ends(&entry).await;
+    suspects.bed.ended(4).await;
 }
 
 #[tokio::test]
