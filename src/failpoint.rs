@@ -1,8 +1,12 @@
 //! Named places in the way of an item where a test can make the process die, panic or stop for a while. They exist
 //! with the feature `failpoints` alone; without it every function here is empty. What is done where is told by the
-//! environment variable `FAILPOINTS`, such as `before_settle=1*return(kill)`.
+//! environment variable `FAILPOINTS`, such as `before_settle=1*return(kill)`; see [`MARK`] for the actions.
 
 use std::future::Future;
+
+/// What begins the line that is written to stderr where an action is taken, with the place and the action behind it:
+/// `kill`, `panic`, or `stall MILLISECONDS`. A test must see it, or it would not notice that a place is never reached.
+pub const MARK: &str = "failpoint reached:";
 
 /// A place in the way of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,13 +92,14 @@ pub fn unguarded() -> bool {
 #[cfg(feature = "failpoints")]
 mod armed {
     use std::future::Future;
+    use std::io::Write as _;
     use std::pin::pin;
     use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use nix::sys::signal::{Signal, raise};
 
-    use super::Point;
+    use super::{MARK, Point};
 
     /// Long enough for a request to leave the process; its answer may have arrived by then.
     const ON_ITS_WAY: Duration = Duration::from_micros(300);
@@ -127,10 +132,20 @@ mod armed {
     }
 
     fn act(point: Point, action: Option<&str>) {
-        match action {
+        let action = action.unwrap_or_default();
+        // In one piece, so that no record of another thread comes in between.
+        let line = format!("{MARK} {} {action}\n", point.name());
+        let _ = std::io::stderr().write_all(line.as_bytes());
+        match action.split_once(' ').unwrap_or((action, "")) {
             // As a kill from outside: nothing is unwound, flushed or told.
-            Some("kill") => drop(raise(Signal::SIGKILL)),
-            other => panic!("`return({})` means nothing at {}", other.unwrap_or_default(), point.name()),
+            ("kill", "") => drop(raise(Signal::SIGKILL)),
+            ("panic", "") => panic!("told to panic at {}", point.name()),
+            // The thread stands still, and everything with it that would have run there.
+            ("stall", millis) => {
+                let millis = millis.parse().unwrap_or_else(|_| panic!("`{action}` names no time"));
+                std::thread::sleep(Duration::from_millis(millis));
+            }
+            _ => panic!("`return({action})` means nothing at {}", point.name()),
         }
     }
 }

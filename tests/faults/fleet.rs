@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use da_node_executor::failpoint::MARK;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -145,8 +146,18 @@ impl Fleet {
     }
 
     fn log(&self, slot: usize) -> File {
-        let path = self.dir.path().join(format!("slot-{slot}.log"));
-        OpenOptions::new().create(true).append(true).open(path).expect("the folder is ours")
+        OpenOptions::new().create(true).append(true).open(self.log_path(slot)).expect("the folder is ours")
+    }
+
+    fn log_path(&self, slot: usize) -> PathBuf {
+        self.dir.path().join(format!("slot-{slot}.log"))
+    }
+
+    /// The failpoints at which workers of a slot did what they were told, each with the action.
+    pub fn reached(&self, slot: usize) -> Vec<String> {
+        let log = std::fs::read(self.log_path(slot)).expect("each slot has a log");
+        let marks = String::from_utf8_lossy(&log);
+        marks.lines().filter_map(|line| Some(String::from(line.strip_prefix(MARK)?.trim()))).collect()
     }
 
     /// How many slots there are.
@@ -185,15 +196,15 @@ impl Fleet {
         self.slots[slot].process = self.launch(slot, port, &mcp, None);
     }
 
-    /// Asks the worker in a slot to stop and puts another one in its place; gives the name of the one that leaves.
-    pub fn retire(&mut self, slot: usize) -> String {
+    /// Asks the worker in a slot to stop and puts another one in its place; gives the name and the process that leaves.
+    pub fn retire(&mut self, slot: usize) -> (String, u32) {
         let (port, mcp) = (self.slots[slot].port, self.slots[slot].mcp.clone());
         let next = self.launch(slot, port, &mcp, None);
         let leaving = std::mem::replace(&mut self.slots[slot].process, next);
         leaving.signal(Signal::SIGTERM);
-        let id = leaving.id.clone();
+        let gone = (leaving.id.clone(), leaving.child.id());
         self.leaving.push(leaving);
-        id
+        gone
     }
 
     /// Starts a second worker with the name of the one in a slot. It leaves when it is told to with [`Self::retire_twin`].
@@ -203,10 +214,12 @@ impl Fleet {
         self.launch(slot, port, &mcp, Some(id))
     }
 
-    /// Asks a twin to stop.
-    pub fn retire_twin(&mut self, twin: Process) {
+    /// Asks a twin to stop; gives its name and process.
+    pub fn retire_twin(&mut self, twin: Process) -> (String, u32) {
         twin.signal(Signal::SIGTERM);
+        let gone = (twin.id.clone(), twin.child.id());
         self.leaving.push(twin);
+        gone
     }
 
     /// Stops the process in a slot in the middle of whatever it does.
@@ -248,6 +261,11 @@ impl Fleet {
     /// How many are still leaving.
     pub fn leaving(&self) -> usize {
         self.leaving.len()
+    }
+
+    /// Whether a process that was told to stop is still there.
+    pub fn is_leaving(&self, process: u32) -> bool {
+        self.leaving.iter().any(|leaving| leaving.child.id() == process)
     }
 
     /// How many processes there have been.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use da_node_executor::failpoint::Point;
+use da_node_executor::failpoint::{MARK, Point};
 use futures_util::future::join_all;
 
 use super::arena::Arena;
@@ -16,7 +16,7 @@ use super::items::{Entry, Kind, Work, item};
 const TAKEOVER: Duration = Duration::from_millis(6 * LEASE_MS);
 
 /// Every step is on record when its place is reached, and nothing is paid for and not on record there.
-const RULES: Rules = Rules { completions_may_repeat: false };
+const RULES: Rules = Rules { completions_may_repeat: false, memory_must_be_judged: false };
 
 /// One node.
 fn work(arena: &Arena, kind: Kind, end: Option<End>) -> Work {
@@ -41,6 +41,15 @@ async fn judged(arena: &mut Arena, work: &Work) -> (Evidence, Verdict) {
 fn problems(point: Point, verdict: &Verdict, accidents: &[String]) -> Vec<String> {
     let all = verdict.problems.iter().chain(accidents);
     all.map(|problem| format!("{}: {problem}", point.name())).collect()
+}
+
+/// What is wrong unless a worker did at a place what it was told, and each of them at most once.
+fn not_reached(arena: &Arena, point: Point, action: &str) -> Option<String> {
+    let mark = format!("{} {action}", point.name());
+    let reached: Vec<Vec<String>> = (0..arena.fleet.len()).map(|slot| arena.fleet.reached(slot)).collect();
+    let right = reached.iter().all(|marks| marks.is_empty() || *marks == [mark.as_str()])
+        && reached.iter().any(|marks| !marks.is_empty());
+    (!right).then(|| format!("no worker, or not just once, did `{mark}`: {reached:?}"))
 }
 
 /// A worker that is killed when a node comes to a place for the nth time.
@@ -78,6 +87,7 @@ impl Death {
         while arena.feed(&work.entries).await == 0 {}
         eventually("the worker dies at its step", async || arena.fleet.dead(0).then_some(())).await;
         arena.fleet.disarm();
+        let reached = not_reached(&arena, point, "kill");
         let since = Instant::now();
         arena.bury(0).await;
         let (evidence, verdict) = judged(&mut arena, &work).await;
@@ -89,6 +99,7 @@ impl Death {
         if point == Point::SettleAnswered && verdict.figures.re_executions > 0 {
             found.push(format!("{self:?}: what was settled was executed again"));
         }
+        found.extend(reached);
         found.extend(self.doubts(&work.identities[0], &evidence, &verdict.figures));
         found
     }
@@ -129,7 +140,7 @@ async fn a_tool_node_whose_call_was_begun_ends_in_doubt_and_is_not_called_again(
 }
 
 async fn panicked_at(point: Point) -> Vec<String> {
-    let armed = format!("{}=1*panic", point.name());
+    let armed = format!("{}=1*return(panic)", point.name());
     let mut arena = Arena::build(1, &[], &[("FAILPOINTS", &armed)]).await;
     // A panic inside of the node is its outcome; outside of it the item is picked up again.
     let end = match point {
@@ -143,7 +154,9 @@ async fn panicked_at(point: Point) -> Vec<String> {
     // The panic is the one fault, and it meets the one item.
     arena.watch.in_flight_at_faults = 1;
     let (_, verdict) = judged(&mut arena, &work).await;
-    problems(point, &verdict, &arena.watch.accidents)
+    let mut found = problems(point, &verdict, &arena.watch.accidents);
+    found.extend(not_reached(&arena, point, "panic"));
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,17 +166,26 @@ async fn a_panic_at_any_step_ends_in_one_event_and_the_process_lives() {
 }
 
 async fn stalled_at(point: Point) -> Vec<String> {
-    let armed = format!("{}=1*sleep({})", point.name(), LEASE_MS * 2);
+    let stall = format!("stall {}", LEASE_MS * 2);
+    let armed = format!("{}=1*return({stall})", point.name());
     // Either of them may get the item and stand still with it; the other one looks for expired leases all the while.
     let mut arena = Arena::build(2, &[], &[("FAILPOINTS", &armed)]).await;
     let work = work(&arena, Kind::Agent, None);
     while arena.feed(&work.entries).await == 0 {}
     let (_, verdict) = judged(&mut arena, &work).await;
-    problems(point, &verdict, &arena.watch.accidents)
+    let mut found = problems(point, &verdict, &arena.watch.accidents);
+    found.extend(not_reached(&arena, point, &stall));
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thread_that_stands_still_for_two_leases_loses_none() {
     let found = join_all(Point::ALL.map(stalled_at)).await.concat();
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_program_of_this_suite_has_the_mark_that_the_one_of_a_release_must_not_have() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_executor-worker")).expect("the program is built");
+    assert!(memchr::memmem::find(&program, MARK.as_bytes()).is_some());
 }

@@ -12,6 +12,8 @@ mod dead_letters;
 mod deadlines;
 mod errors;
 mod events;
+#[cfg(not(feature = "failpoints"))]
+mod failpoints;
 mod harness;
 mod health;
 mod identity;
