@@ -1,17 +1,19 @@
 //! Orders to stop, given on the command line or by the graph's status, and what they do to nodes that run, that wait
 //! in the stream, and that come later.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use crate::harness::bed::{Bed, Event, Layout};
-use crate::harness::eventually;
 use crate::harness::gate::Gate;
 use crate::harness::model::Model;
-use crate::harness::worker::Spec;
+use crate::harness::worker::{Spec, Worker};
+use crate::harness::{PATIENCE, eventually};
 
 fn item(graph: &str, node: &str, config: Value) -> Value {
     json!({"graph_id": graph, "node_id": node, "config": config, "inputs": {}})
@@ -41,9 +43,23 @@ async fn hung_up(listener: TcpListener, begun: tokio::sync::oneshot::Sender<()>)
     while client.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
 }
 
-#[tokio::test]
-async fn an_order_ends_what_runs_in_every_mode_and_lets_go_of_every_call() {
-    const SCRIPT: &str = r#"
+/// A node of every mode in the middle of a call that would take long, with everything that can tell what became of it.
+struct Busy {
+    bed: Bed,
+    model: Model,
+    worker: Worker,
+    /// Everything that was said to the tool server.
+    said: PathBuf,
+    _dir: tempfile::TempDir,
+    http_call: JoinHandle<()>,
+}
+
+impl Busy {
+    /// How often the worker asks for orders; a lease is much longer, so that nothing but this can explain a quick end.
+    const HEARTBEAT: Duration = Duration::from_secs(2);
+
+    async fn start() -> Self {
+        const SCRIPT: &str = r#"
 rules:
   - match: {prompt: think long}
     reply: {text: too late, delay: 60s}
@@ -52,59 +68,88 @@ rules:
       - tool_calls: [{name: slow_echo, input: {text: too late, delay_ms: 30000}}]
       - {text: too late}
 "#;
-    let (bed, model) = (Bed::new().await, Model::start(SCRIPT));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let host = listener.local_addr().expect("an address").to_string();
-    // Everything that is said to the tool server is written down on the way.
-    let dir = tempfile::tempdir().expect("a folder");
-    let said = dir.path().join("said");
-    let server =
-        json!(["-c", format!("tee '{}' | '{}' mcp-demo", said.display(), env!("CARGO_BIN_EXE_executor-worker"))]);
-    let worker = bed
-        .worker_with_model("w1", &model)
-        .set("tools.http_request.allow", &host)
-        .file(&format!("[mcp.servers.demo]\ncommand = \"sh\"\nargs = {server}\n"))
-        .start()
-        .ready()
+        let (bed, model) = (Bed::new().await, Model::start(SCRIPT));
+        bed.put_state(Layout::Hash, "g", &json!({"status": "running"})).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let host = listener.local_addr().expect("an address").to_string();
+        let dir = tempfile::tempdir().expect("a folder");
+        let said = dir.path().join("said");
+        let server =
+            json!(["-c", format!("tee '{}' | '{}' mcp-demo", said.display(), env!("CARGO_BIN_EXE_executor-worker"))]);
+        let worker = bed
+            .worker_with_model("w1", &model)
+            .set("tools.http_request.allow", &host)
+            .set("lease.duration", "12s")
+            .set("lease.renew", format!("{}s", Self::HEARTBEAT.as_secs()))
+            .file(&format!("[mcp.servers.demo]\ncommand = \"sh\"\nargs = {server}\n"))
+            .start()
+            .ready()
+            .await;
+        let slow = json!({"tool_name": "demo/slow_echo", "tool_params": {"text": "too late", "delay_ms": 30000}});
+        let agent = json!({"task": "use the tool", "tools": ["demo/slow_echo"], "llm_config": {}});
+        let fetch = json!({"tool_name": "http_request", "tool_params": {"url": format!("http://{host}/")}});
+        for (node, config) in [
+            ("agent", agent),
+            ("llm", json!({"llm_config": {"prompt": "think long"}})),
+            ("tool over http", fetch),
+            ("tool over mcp", slow),
+        ] {
+            bed.submit(&item("g", node, config)).await;
+        }
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let http_call = tokio::spawn(hung_up(listener, begun));
+        has_begun.await.expect("the call over HTTP has begun");
+        let busy = Self { bed, model, worker, said, _dir: dir, http_call };
+        eventually("all calls have begun", async || {
+            (busy.heard("\"tools/call\"") == 2 && busy.model.calls().requests == 2).then_some(())
+        })
         .await;
-    let slow = json!({"tool_name": "demo/slow_echo", "tool_params": {"text": "too late", "delay_ms": 30000}});
-    let agent = json!({"task": "use the tool", "tools": ["demo/slow_echo"], "llm_config": {}});
-    let fetch = json!({"tool_name": "http_request", "tool_params": {"url": format!("http://{host}/")}});
-    for (node, config) in [
-        ("agent", agent),
-        ("llm", json!({"llm_config": {"prompt": "think long"}})),
-        ("tool over http", fetch),
-        ("tool over mcp", slow),
-    ] {
-        bed.submit(&item("g", node, config)).await;
+        busy
     }
-    let (begun, has_begun) = tokio::sync::oneshot::channel();
-    let http_call = tokio::spawn(hung_up(listener, begun));
-    has_begun.await.expect("the call over HTTP has begun");
-    let heard = |words: &str| std::fs::read_to_string(&said).unwrap_or_default().matches(words).count();
-    eventually("all calls have begun", async || {
-        (heard("\"tools/call\"") == 2 && model.calls().requests == 2).then_some(())
-    })
-    .await;
 
-    let start = Instant::now();
-    let (code, said_by_cli) = cancel(&bed, &["g", "--by", "ann", "--note", "enough"]).await;
-    assert_eq!(code, Some(0), "{said_by_cli}");
-    let events = by_node(bed.ended(4).await);
-    assert!(start.elapsed() < Duration::from_secs(15), "what runs would have taken 30 s: {:?}", start.elapsed());
-    for event in &events {
-        assert_eq!(event.failure(), ("cancelled", "graph_cancelled"));
-        assert_eq!(event.error(), "the graph `g` is cancelled by ann: enough");
-        let node = event["node_id"].as_str().expect("an id");
-        let state = bed.node_state("g", node).await.expect("the node has a state");
-        assert_eq!((&state["status"], &state["error"]), (&json!("cancelled"), &event["data"]["error"]));
+    fn heard(&self, words: &str) -> usize {
+        std::fs::read_to_string(&self.said).unwrap_or_default().matches(words).count()
     }
-    let modes: Vec<_> = events.iter().map(|event| event["metadata"]["mode"].as_str().expect("a mode")).collect();
-    assert_eq!(modes, ["agent", "llm", "tool", "tool"]);
-    eventually("the tool server is told twice", async || (heard("notifications/cancelled") == 2).then_some(())).await;
-    tokio::time::timeout(crate::harness::PATIENCE, http_call).await.expect("the client hung up").expect("no panic");
-    assert_eq!(model.calls().completions, 1, "only the agent's first turn was given");
-    assert_eq!(worker.metric("executor_errors_total", &["category=\"cancelled\""]).await, 4.0);
+
+    /// All four have ended within a heartbeat of `since`, by this order, and let go of their calls.
+    async fn stops(self, since: Instant, error: &str) {
+        let bed = &self.bed;
+        eventually("four nodes have ended", async || (bed.count().await == 4).then_some(())).await;
+        let took = since.elapsed();
+        assert!(took < Self::HEARTBEAT + Duration::from_secs(1), "it took {took:?}, longer than one heartbeat");
+        let events = by_node(bed.ended(4).await);
+        for event in &events {
+            assert_eq!(event.failure(), ("cancelled", "graph_cancelled"));
+            assert_eq!(event.error(), error);
+            let node = event["node_id"].as_str().expect("an id");
+            let state = bed.node_state("g", node).await.expect("the node has a state");
+            assert_eq!((&state["status"], &state["error"]), (&json!("cancelled"), &event["data"]["error"]));
+        }
+        let modes: Vec<_> = events.iter().map(|event| event["metadata"]["mode"].as_str().expect("a mode")).collect();
+        assert_eq!(modes, ["agent", "llm", "tool", "tool"]);
+        let told = async || (self.heard("notifications/cancelled") == 2).then_some(());
+        eventually("the tool server is told twice", told).await;
+        tokio::time::timeout(PATIENCE, self.http_call).await.expect("the client hung up").expect("no panic");
+        assert_eq!(self.model.calls().completions, 1, "only the agent's first turn was given");
+        assert_eq!(self.worker.metric("executor_errors_total", &["category=\"cancelled\""]).await, 4.0);
+    }
+}
+
+#[tokio::test]
+async fn an_order_ends_what_runs_in_every_mode_within_one_heartbeat_and_lets_go_of_every_call() {
+    let busy = Busy::start().await;
+    let since = Instant::now();
+    let (code, said) = cancel(&busy.bed, &["g", "--by", "ann", "--note", "enough"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    busy.stops(since, "the graph `g` is cancelled by ann: enough").await;
+}
+
+#[tokio::test]
+async fn the_graphs_status_ends_what_runs_in_every_mode_within_one_heartbeat_and_lets_go_of_every_call() {
+    let busy = Busy::start().await;
+    let since = Instant::now();
+    busy.bed.ask::<()>(&["HSET", &busy.bed.key("state:g"), "status", "cancelled"]).await;
+    busy.stops(since, "the graph `g` is cancelled").await;
 }
 
 #[tokio::test]
