@@ -3,11 +3,11 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::bed::{Bed, Event};
+use crate::harness::bed::{Bed, Event, Layout};
 use crate::harness::eventually;
 use crate::harness::gate::Gate;
 use crate::harness::model::Model;
-use crate::harness::worker::Spec;
+use crate::harness::worker::{Spec, Worker};
 
 struct Scene {
     bed: Bed,
@@ -202,6 +202,58 @@ async fn a_tool_node_ends_with_an_unknown_outcome_unless_the_operator_lets_it_re
         }
         assert_eq!(scene.gate.arrivals("pay"), 1 + usize::from(again));
     }
+}
+
+/// What the next worker makes of a node whose configuration in the graph's state is another one since its worker died
+/// in the middle of a call.
+async fn changed_between_two_workers(method: &str) -> (Scene, Vec<Worker>) {
+    let scene = Scene::new(&format!(
+        r#"
+rules:
+  - match: {{prompt: the doors}}
+    replies:
+      - {{tool_calls: [{{name: http_request, input: {{method: {method}, url: GATE/call}}}}]}}
+      - {{text: through}}
+"#
+    ))
+    .await;
+    let with = async |task: &str| {
+        let config = json!({"task": task, "tools": ["http_request"], "llm_config": {}});
+        let state = json!({"graph": {"nodes": {"n": {"config": config}}}, "inputs": {}});
+        scene.bed.put_state(Layout::Hash, "g", &state).await;
+    };
+    with("Go through the doors").await;
+    let first = scene.worker("w1").start().ready().await;
+    scene.bed.submit(&json!({"graph_id": "g", "node_id": "n", "run_id": "r"})).await;
+    scene.gate.arrived("call", 1).await;
+    with("Go through all the doors").await;
+    let next = scene.worker("w2").start().ready().await;
+    first.kill();
+    (scene, vec![first, next])
+}
+
+#[tokio::test]
+async fn an_unsafe_call_that_was_begun_under_another_configuration_ends_the_node_as_journal_mismatch() {
+    let (scene, _workers) = changed_between_two_workers("POST").await;
+    let event = scene.end(1).await;
+    assert_eq!((event.failure(), event.worker()), (("permanent", "journal_mismatch"), "w2"));
+    assert!(event.error().contains("configuration") && event.error().contains("`run_id`"), "{}", event.error());
+    assert_eq!(scene.gate.arrivals("call"), 1, "nobody did it again");
+}
+
+#[tokio::test]
+async fn a_node_whose_configuration_changed_before_anything_unsafe_starts_over_in_a_new_epoch() {
+    let (scene, _workers) = changed_between_two_workers("GET").await;
+    scene.gate.arrived("call", 2).await;
+    let header: String = scene.bed.ask(&["HGET", &scene.bed.key("journal:g:n:r"), "hdr"]).await;
+    let header: Value = serde_json::from_str(&header).expect("JSON");
+    assert_eq!(header["epoch"], 2, "{header}");
+    assert_eq!(header["before"]["tool_calls"], 1, "what was used before stays counted: {header}");
+    scene.gate.open("call");
+    let event = scene.end(3).await;
+    assert_eq!((&event.output()["result"], event.worker()), (&json!("through"), "w2"));
+    let warnings = event["metadata"]["warnings"].to_string();
+    assert!(warnings.contains("started over"), "{}", event.body);
 }
 
 #[tokio::test]
