@@ -183,6 +183,37 @@ async fn a_server_that_cannot_save_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_server_that_misses_its_replicas_is_waited_for() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    bed.ask::<()>(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    let error = bed.try_ask::<()>(&["SET", "probe", "1"]).await.expect_err("writes are refused");
+    assert_eq!(error.code(), Some("NOREPLICAS"));
+    holds(&worker, &gate).await;
+    worker.said("a result cannot be written yet").await;
+    assert!(worker.log().contains("misses the replicas it needs for a write (NOREPLICAS)"), "{}", worker.log());
+    assert_eq!(bed.count().await, 0);
+    bed.ask::<()>(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    goes_on(&bed, &gate, &worker, Instant::now()).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test]
+async fn a_server_that_holds_its_answers_back_is_waited_for() {
+    let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
+    let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
+    let lines = worker.records().len();
+    bed.ask::<()>(&["CLIENT", "PAUSE", "6000", "ALL"]).await;
+    holds(&worker, &gate).await;
+    worker.said("a result cannot be written yet").await;
+    // Nobody is answered before the pause is over.
+    bed.ask::<()>(&["PING"]).await;
+    goes_on(&bed, &gate, &worker, Instant::now()).await;
+    was_quiet(&worker, lines);
+}
+
+#[tokio::test]
 async fn a_primary_that_becomes_a_replica_for_a_while_is_waited_for() {
     let (bed, gate) = (Bed::with_own_redis(&[]).await, Gate::start().await);
     let worker = in_the_middle(&bed, &gate, spec(&bed, &gate)).await;
