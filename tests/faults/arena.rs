@@ -59,6 +59,25 @@ pub struct Watch {
     /// Names of killed workers that still have entries, and since when.
     dead: HashMap<String, Instant>,
     last_sample: Option<Instant>,
+    /// Workers that a fault has met and that may still be given work by a read which was under way.
+    struck: Vec<Struck>,
+}
+
+/// A worker that a fault has met, and how many entries at once it was seen to have since.
+#[derive(Debug)]
+struct Struck {
+    id: String,
+    over: Over,
+    counted: usize,
+}
+
+/// When a fault is over for the worker that it met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// When [`Arena::recovered`] says so.
+    Recovered,
+    /// When this process has ended, which was told to.
+    Ended(u32),
 }
 
 impl Watch {
@@ -152,6 +171,44 @@ impl Arena {
         }
     }
 
+    /// A fault has met a worker that is not dead: what it holds from now on, until it is over, is what can be executed
+    /// again for it. It was told to read no more, or cannot, but a read that waits in Redis may still bring it some.
+    pub async fn struck(&mut self, id: &str, over: Over) {
+        self.watch.struck.push(Struck { id: String::from(id), over, counted: 0 });
+        self.count_struck().await;
+    }
+
+    /// What had met a worker is over.
+    pub async fn recovered(&mut self, id: &str) {
+        self.count_struck().await;
+        self.watch.struck.retain(|struck| struck.over != Over::Recovered || struck.id != id);
+    }
+
+    async fn count_struck(&mut self) {
+        if self.watch.struck.is_empty() {
+            return;
+        }
+        let pending = match self.redis.try_lock() {
+            Ok(_present) => self.eyes.pending().await,
+            Err(_) => None,
+        };
+        let Watch { struck, in_flight_at_faults, in_flight_at_pauses, .. } = &mut self.watch;
+        for Struck { id, over, counted } in struck.iter_mut() {
+            // A server that is away tells nobody; the bound of one worker has to do then.
+            let more = pending.as_ref().map_or(POOL, |pending| held(pending, id)).saturating_sub(*counted);
+            *counted += more;
+            *in_flight_at_faults += more;
+            if *over == Over::Recovered {
+                *in_flight_at_pauses += more;
+            }
+        }
+        let fleet = &self.fleet;
+        struck.retain(|struck| match struck.over {
+            Over::Recovered => true,
+            Over::Ended(process) => fleet.is_leaving(process),
+        });
+    }
+
     async fn held_by(&mut self, id: &str) -> Option<usize> {
         // A server that is paused answers nobody; the bound of one worker is good enough then.
         let Ok(_present) = self.redis.try_lock() else { return None };
@@ -165,6 +222,7 @@ impl Arena {
         let accidents = self.fleet.accidents();
         self.watch.accidents.extend(accidents);
         self.give_orders().await;
+        self.count_struck().await;
         if let Ok(_present) = self.redis.try_lock()
             && !self.watch.dead.is_empty()
             && let Some(pending) = self.eyes.pending().await

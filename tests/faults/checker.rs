@@ -31,6 +31,8 @@ pub struct Figures {
     pub unknown_told: usize,
     /// Nodes that failed because nobody knows whether their call happened.
     pub unknown_ends: usize,
+    /// Whether a worker lived for long enough to be judged by its memory.
+    pub memory_judged: bool,
 }
 
 /// What the judge says.
@@ -46,6 +48,8 @@ pub struct Verdict {
 pub struct Rules {
     /// Whether a completion that was under way when a fault met its worker may be paid for again.
     pub completions_may_repeat: bool,
+    /// Whether the run is long enough for a worker's memory to be judged, so that not to judge it is a fault.
+    pub memory_must_be_judged: bool,
 }
 
 /// What the tools note where a call came without a key.
@@ -53,7 +57,9 @@ pub const NO_KEY: &str = "none";
 /// Sentences of one kind that are told; the rest is counted.
 const TOLD: usize = 5;
 /// A process may grow by this much for good: caches, pools, the allocator's arenas.
-const MEMORY_SLACK: u64 = 48 * 1024 * 1024;
+const MEMORY_SLACK: u64 = 16 * 1024 * 1024;
+/// Samples from which on it can be told whether a process grows.
+const MEMORY_SAMPLES: usize = 8;
 
 /// Judges a run.
 pub fn judge(evidence: &Evidence, rules: Rules) -> Verdict {
@@ -67,7 +73,7 @@ pub fn judge(evidence: &Evidence, rules: Rules) -> Verdict {
     court.keys();
     court.unknown();
     court.executions(rules);
-    court.memory();
+    court.memory(rules);
     let untold: Vec<String> = court
         .told
         .iter()
@@ -373,9 +379,13 @@ impl Court<'_> {
     }
 
     /// The worker that lived through everything does not grow with the work it has done.
-    fn memory(&mut self) {
+    fn memory(&mut self, rules: Rules) {
         let memory = &self.evidence.memory;
-        if memory.len() < 8 {
+        self.verdict.figures.memory_judged = memory.len() >= MEMORY_SAMPLES;
+        if !self.verdict.figures.memory_judged {
+            if rules.memory_must_be_judged {
+                self.tell("memory not judged", || format!("{} samples, {MEMORY_SAMPLES} needed", memory.len()));
+            }
             return;
         }
         let quarter = memory.len() / 4;

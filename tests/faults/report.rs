@@ -52,7 +52,12 @@ pub fn table(storm: Storm, arena: &Arena, evidence: &Evidence, verdict: &Verdict
         ("longest takeover", format!("{:.1} s", watch.longest_takeover.as_secs_f64())),
         (
             "memory of one worker, early and late",
-            format!("{} MiB, {} MiB", mebibytes(memory.get(memory.len() / 4)), mebibytes(memory.last())),
+            format!(
+                "{} MiB, {} MiB{}",
+                mebibytes(memory.get(memory.len() / 4)),
+                mebibytes(memory.last()),
+                if figures.memory_judged { "" } else { " (too short to be judged)" }
+            ),
         ),
         ("duration", format!("{:.0} s", took.as_secs_f64())),
     ];

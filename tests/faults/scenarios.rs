@@ -4,14 +4,15 @@ use std::time::Instant;
 
 use fastrand::Rng;
 
-use super::arena::Arena;
+use super::arena::{Arena, Over};
 use super::checker::{Rules, Verdict, judge};
-use super::items::Work;
+use super::harness::eventually;
+use super::items::{Entry, Kind, Work, item};
 use super::report::table;
 use super::storm::{Storm, rage};
 
 /// What the worker is held to. A completion that nobody has put on record yet is paid for again when its worker dies.
-const RULES: Rules = Rules { completions_may_repeat: true };
+const RULES: Rules = Rules { completions_may_repeat: true, memory_must_be_judged: false };
 /// Every write is on disk before it is answered, so that what is lost was lost by a worker.
 const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
 
@@ -27,7 +28,7 @@ fn seed() -> u64 {
 }
 
 /// Runs a storm; gives the verdict and the table.
-async fn weather(storm: Storm, env: &[(&str, &str)]) -> (Verdict, String) {
+async fn weather(storm: Storm, rules: Rules, env: &[(&str, &str)]) -> (Verdict, String) {
     let started = Instant::now();
     let mut arena = Arena::build(storm.workers, DURABLE, env).await;
     let work = Work::draw(&mut Rng::with_seed(storm.seed), "", storm.items, &arena.world.host());
@@ -35,7 +36,7 @@ async fn weather(storm: Storm, env: &[(&str, &str)]) -> (Verdict, String) {
     rage(&mut arena, &work, storm).await;
     arena.drain().await;
     let evidence = arena.evidence(&work).await;
-    let mut verdict = judge(&evidence, RULES);
+    let mut verdict = judge(&evidence, rules);
     verdict.problems.extend(arena.watch.accidents.iter().cloned());
     let table = table(storm, &arena, &evidence, &verdict, started.elapsed());
     if !verdict.problems.is_empty() {
@@ -60,7 +61,7 @@ fn must_hold(verdict: &Verdict, Storm { seed, items, kills, redis_faults, long_p
 async fn nothing_is_lost_and_nothing_happens_twice_in_a_short_storm() {
     let storm = Storm { seed: seed(), items: 1200, kills: 30, redis_faults: 3, long_pauses: 0, workers: 6 };
     // Poison takes a worker and a lease each time, and few of the others can be met so often here.
-    let (verdict, table) = weather(storm, &[("EXECUTOR__WORK__MAX_CRASHES", "5")]).await;
+    let (verdict, table) = weather(storm, RULES, &[("EXECUTOR__WORK__MAX_CRASHES", "5")]).await;
     println!("{table}");
     must_hold(&verdict, storm);
 }
@@ -76,7 +77,7 @@ async fn nothing_is_lost_and_nothing_happens_twice_in_a_long_storm() {
         long_pauses: number("LONG_PAUSES", 2),
         workers: number("WORKERS", 8),
     };
-    let (verdict, table) = weather(storm, &[]).await;
+    let (verdict, table) = weather(storm, Rules { memory_must_be_judged: true, ..RULES }, &[]).await;
     println!("{table}");
     must_hold(&verdict, storm);
 }
@@ -84,7 +85,7 @@ async fn nothing_is_lost_and_nothing_happens_twice_in_a_long_storm() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_guards_the_worker_is_found_out() {
     let storm = Storm { seed: seed(), items: 300, kills: 8, redis_faults: 1, long_pauses: 0, workers: 4 };
-    let (verdict, _) = weather(storm, &[("FAILPOINTS", "unguarded=return")]).await;
+    let (verdict, _) = weather(storm, RULES, &[("FAILPOINTS", "unguarded=return")]).await;
     assert!(
         verdict.figures.duplicate_events > 0,
         "seed {}: the suite does not notice that ownership and identity go unchecked: {:?}",
@@ -124,4 +125,39 @@ async fn work_that_comes_after_a_flush_is_done() {
     assert_eq!(verdict.problems, [""; 0], "seed {seed}");
     assert_eq!(arena.watch.accidents, [""; 0], "seed {seed}");
     assert_eq!(arena.fleet.started(), arena.fleet.len() + arena.watch.kills, "seed {seed}: only poison ends workers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_is_charged_with_the_items_that_it_meets_and_no_others() {
+    const HELD: usize = 3;
+    let mut arena = Arena::build(1, &[], &[]).await;
+    let host = arena.world.host();
+    let entry = |at: usize| {
+        let (data, _) = item(Kind::Held, "g".into(), format!("n{at}"), format!("r{at}"), &host);
+        Entry { data: data.to_string().into_bytes(), stop: None }
+    };
+    let entries: Vec<Entry> = (0..HELD).map(entry).collect();
+    while arena.feed(&entries).await == 0 {}
+    while arena.eyes.pending().await.is_none_or(|pending| pending.values().sum::<usize>() < HELD) {}
+    let id = String::from(arena.fleet.id(0));
+    arena.fleet.freeze(0);
+    arena.struck(&id, Over::Recovered).await;
+    arena.look().await;
+    let charged = |arena: &Arena| (arena.watch.in_flight_at_faults, arena.watch.in_flight_at_pauses);
+    assert_eq!(charged(&arena), (HELD, HELD), "each once, however often it is looked");
+    arena.recovered(&id).await;
+    arena.fleet.thaw(0);
+    arena.look().await;
+    assert_eq!(charged(&arena), (HELD, HELD), "what it has later is no matter of the fault");
+    // The next one takes over what the one that leaves hands back; that is in nobody's hands at a fault.
+    let (id, process) = arena.fleet.retire(0);
+    arena.struck(&id, Over::Ended(process)).await;
+    let gone = async || {
+        arena.look().await;
+        (!arena.fleet.is_leaving(process)).then_some(())
+    };
+    eventually("the worker has left", gone).await;
+    arena.look().await;
+    assert_eq!(charged(&arena), (2 * HELD, HELD));
+    assert_eq!(arena.watch.accidents, [""; 0]);
 }

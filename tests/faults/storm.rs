@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use super::arena::{Arena, Paused, WATCHED};
+use super::arena::{Arena, Over, Paused, WATCHED};
 use super::fleet::{LEASE_MS, POOL, Process};
 use super::items::Work;
 use super::network::Wire;
@@ -88,7 +88,7 @@ impl Weather<'_> {
             self.strike_redis(long).await;
         }
         match self.rng.u8(..16) {
-            0 | 1 => self.freeze(),
+            0 | 1 => self.freeze().await,
             2 | 3 => self.retire().await,
             4 => self.twin(),
             5..=8 => self.strike_wire().await,
@@ -109,13 +109,11 @@ impl Weather<'_> {
     }
 
     /// Longer than a lease: its work is taken over, and then it wakes up and goes on with it.
-    fn freeze(&mut self) {
+    async fn freeze(&mut self) {
         let Some(slot) = self.other() else { return };
         let id = String::from(self.arena.fleet.id(slot));
         self.arena.fleet.freeze(slot);
-        // A read that waits in Redis may still bring it as much as it can hold.
-        self.arena.watch.in_flight_at_faults += POOL;
-        self.arena.watch.in_flight_at_pauses += POOL;
+        self.arena.struck(&id, Over::Recovered).await;
         self.arena.watch.pauses += 1;
         let long = Duration::from_millis(LEASE_MS).mul_f64(1.2 + self.rng.f64());
         self.later(long, Ends::Thaw(slot, id));
@@ -123,15 +121,15 @@ impl Weather<'_> {
 
     async fn retire(&mut self) {
         let Some(slot) = self.other() else { return };
-        self.arena.fleet.retire(slot);
+        let (id, process) = self.arena.fleet.retire(slot);
         self.arena.watch.stops += 1;
-        self.arena.watch.in_flight_at_faults += POOL;
+        self.arena.struck(&id, Over::Ended(process)).await;
     }
 
     fn twin(&mut self) {
         let Some(slot) = self.other() else { return };
+        // Nothing is executed again because of a namesake; it counts when it is told to stop.
         let twin = self.arena.fleet.twin(slot);
-        self.arena.watch.in_flight_at_faults += POOL;
         self.later(Duration::from_secs(2), Ends::Twin(twin));
     }
 
@@ -197,22 +195,26 @@ impl Weather<'_> {
         for at in (0..self.ends.len()).rev() {
             if self.ends[at].0 <= now {
                 let (_, end) = self.ends.swap_remove(at);
-                self.end(end);
+                self.end(end).await;
             }
         }
         self.arena.look().await;
     }
 
-    fn end(&mut self, end: Ends) {
+    async fn end(&mut self, end: Ends) {
         match end {
             Ends::Thaw(slot, id) => {
+                self.arena.recovered(&id).await;
                 // It may have been told to kill its worker meanwhile; then another one is there.
                 if self.arena.fleet.id(slot) == id {
                     self.arena.fleet.thaw(slot);
                 }
             }
             Ends::Heal => self.arena.wire.heal(),
-            Ends::Twin(twin) => self.arena.fleet.retire_twin(twin),
+            Ends::Twin(twin) => {
+                let (id, process) = self.arena.fleet.retire_twin(twin);
+                self.arena.struck(&id, Over::Ended(process)).await;
+            }
         }
     }
 
@@ -222,7 +224,7 @@ impl Weather<'_> {
             redis.await.expect("the server comes back");
         }
         for (_, end) in std::mem::take(&mut self.ends) {
-            self.end(end);
+            self.end(end).await;
         }
         self.arena.wire.heal();
         debug_assert!(!self.arena.fleet.frozen(WATCHED));

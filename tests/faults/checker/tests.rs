@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::super::evidence::Letter;
 use super::*;
 
-const STRICT: Rules = Rules { completions_may_repeat: false };
+const STRICT: Rules = Rules { completions_may_repeat: false, memory_must_be_judged: false };
 
 fn intended(name: String, idempotent: bool) -> Intended {
     Intended { name, idempotent }
@@ -95,7 +95,8 @@ fn only(found: &[String], kind: &str) {
 #[test]
 fn a_run_without_a_fault_is_clean() {
     let verdict = judge(&good(), STRICT);
-    assert_eq!((verdict.problems.as_slice(), verdict.figures), ([].as_slice(), Figures::default()));
+    let clean = Figures { memory_judged: true, ..Figures::default() };
+    assert_eq!((verdict.problems.as_slice(), verdict.figures), ([].as_slice(), clean));
 }
 
 #[test]
@@ -310,7 +311,7 @@ fn completions_are_paid_for_once() {
     only(&problems(twice), "paid twice");
     let mut evidence = good();
     twice(&mut evidence);
-    let lenient = Rules { completions_may_repeat: true };
+    let lenient = Rules { completions_may_repeat: true, ..STRICT };
     only(&judge(&evidence, lenient).problems, "paid twice");
     evidence.in_flight_at_faults = 2;
     assert_eq!(judge(&evidence, lenient).problems, [""; 0], "each was under way when a fault met it");
@@ -321,6 +322,17 @@ fn memory_that_grows_with_the_work_is_told() {
     only(&problems(|evidence| evidence.memory = (1..=64).map(|step| step * (4 << 20)).collect()), "memory grows");
     let warm: Vec<u64> = (0..64).map(|step| if step < 8 { 40 << 20 } else { 90 << 20 }).collect();
     assert_eq!(problems(|evidence| evidence.memory = warm), [""; 0], "caches are warmed up once");
+    let late = (0..64).map(|step| if step < 32 { 50 << 20 } else { 90 << 20 }).collect();
+    only(&problems(|evidence| evidence.memory = late), "memory grows");
+}
+
+#[test]
+fn memory_that_cannot_be_judged_is_told_where_it_has_to_be() {
+    let evidence = Evidence { memory: vec![100 << 20; 7], ..good() };
+    let verdict = judge(&evidence, STRICT);
+    assert_eq!((verdict.figures.memory_judged, verdict.problems), (false, Vec::new()));
+    only(&judge(&evidence, Rules { memory_must_be_judged: true, ..STRICT }).problems, "memory not judged");
+    assert!(judge(&good(), STRICT).figures.memory_judged);
 }
 
 #[test]
