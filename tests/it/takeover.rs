@@ -221,11 +221,11 @@ impl Suspects {
         suspects
     }
 
-    /// The entries that a worker has, by what stands in Redis.
+    /// Those of them that a worker has, by what stands in Redis.
     async fn held_by(&self, id: &str) -> Vec<String> {
         let pending = self.bed.pending().await;
         let own = pending.into_iter().filter(|(_, consumer, ..)| consumer.starts_with(&format!("{id}:")));
-        own.map(|(entry, ..)| entry).collect()
+        own.map(|(entry, ..)| entry).filter(|entry| self.doors.contains_key(entry)).collect()
     }
 
     /// The one entry that a worker has.
