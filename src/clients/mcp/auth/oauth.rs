@@ -1,5 +1,5 @@
 //! The tokens of one server: found out where they come from when the server asks for one, renewed before they end, one
-//! request at a time, whoever waits shares its answer. How a token is got is the [`Grant`]'s business.
+//! request at a time; only who has none that is good waits, and shares its answer. How a token is got is the [`Grant`]'s business.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -33,7 +33,10 @@ const REFUSALS_WITHIN: Duration = Duration::from_secs(15);
 const MAX_STEPS: u32 = 32;
 
 /// The tokens of one server.
-pub struct OAuth {
+pub struct OAuth(Arc<Tokens>);
+
+/// Shared with the renewal that runs ahead of a token's end.
+struct Tokens {
     server: Arc<str>,
     url: Option<Url>,
     config: McpAuthConfig,
@@ -41,7 +44,7 @@ pub struct OAuth {
     fetch: Arc<Fetch>,
     grant: Arc<dyn Grant>,
     current: RwLock<Option<Arc<Token>>>,
-    renewal: Mutex<Renewal>,
+    renewal: Arc<Mutex<Renewal>>,
 }
 
 /// What is known between two renewals.
@@ -104,7 +107,7 @@ impl OAuth {
         fetch: Arc<Fetch>,
         grant: Arc<dyn Grant>,
     ) -> Self {
-        Self {
+        Self(Arc::new(Tokens {
             server,
             url: config.url.as_deref().and_then(|url| Url::parse(url).ok()),
             config: auth.clone(),
@@ -113,10 +116,12 @@ impl OAuth {
             fetch,
             grant,
             current: RwLock::new(None),
-            renewal: Mutex::new(Renewal::default()),
-        }
+            renewal: Arc::default(),
+        }))
     }
+}
 
+impl Tokens {
     fn current(&self) -> Option<Arc<Token>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -129,6 +134,17 @@ impl OAuth {
     async fn renew(&self, seen: Option<&HeaderValue>, cause: Cause) -> Result<Arc<Token>, AuthError> {
         let arrived = Instant::now();
         let mut state = self.renewal.lock().await;
+        self.renew_in(&mut state, arrived, seen, cause).await
+    }
+
+    /// The same for who has the lock, and came at `arrived` for it.
+    async fn renew_in(
+        &self,
+        state: &mut Renewal,
+        arrived: Instant,
+        seen: Option<&HeaderValue>,
+        cause: Cause,
+    ) -> Result<Arc<Token>, AuthError> {
         let current = self.current();
         let other = current.as_ref().filter(|token| token.is_fresh() && Some(&token.header) != seen);
         match (&cause, other) {
@@ -146,7 +162,7 @@ impl OAuth {
             return Err(failed.error.clone().waiting(failed.until.saturating_duration_since(Instant::now())));
         }
         match cause {
-            Cause::Ended => self.replace(&mut state, current.as_deref()).await,
+            Cause::Ended => self.replace(state, current.as_deref()).await,
             Cause::Refused(challenge) => {
                 if current.is_some() && seen.is_some() {
                     if state.refused_at.is_some_and(|at| at.elapsed() < REFUSALS_WITHIN) {
@@ -169,9 +185,9 @@ impl OAuth {
                 {
                     state.asked = state.asked.union(scopes);
                 }
-                self.replace(&mut state, current.as_deref()).await
+                self.replace(state, current.as_deref()).await
             }
-            Cause::Lacking(challenge) => self.step_up(&mut state, challenge).await,
+            Cause::Lacking(challenge) => self.step_up(state, challenge).await,
         }
     }
 
@@ -306,22 +322,36 @@ impl OAuth {
         challenge.scopes.clone().or_else(|| place.scopes.clone()).unwrap_or_default()
     }
 
-    async fn header(&self) -> Result<Option<HeaderValue>, AuthError> {
+    async fn header(self: &Arc<Self>) -> Result<Option<HeaderValue>, AuthError> {
         let seen = match self.current() {
             Some(token) if token.is_fresh() => return Ok(Some(token.header.clone())),
+            Some(token) if token.is_valid() => {
+                self.renew_ahead(&token);
+                return Ok(Some(token.header.clone()));
+            }
             Some(token) => Some(token),
             // Where tokens come from, the server tells when it refuses a request; unless the operator has told already.
             None if self.url.as_ref().is_none_or(|url| configured(url, &self.config).is_none()) => return Ok(None),
             None => None,
         };
-        match self.renew(seen.as_ref().map(|token| &token.header), Cause::Ended).await {
-            Ok(token) => Ok(Some(token.header.clone())),
-            Err(error) => match seen.filter(|token| token.is_valid() && error.retry() != Retry::Never) {
-                // Nearly ended is good enough while no other can be had.
-                Some(token) => Ok(Some(token.header.clone())),
-                None => Err(error),
-            },
+        let token = self.renew(seen.as_ref().map(|token| &token.header), Cause::Ended).await?;
+        Ok(Some(token.header.clone()))
+    }
+
+    /// Gets the next token while this one still serves, unless somebody is at it: nobody waits, and it goes on if
+    /// whoever noticed gives up.
+    fn renew_ahead(self: &Arc<Self>, token: &Arc<Token>) {
+        let Ok(mut state) = Arc::clone(&self.renewal).try_lock_owned() else { return };
+        if state.failure.as_ref().is_some_and(|failed| Instant::now() < failed.until) {
+            return;
         }
+        let (this, token) = (Arc::clone(self), Arc::clone(token));
+        tokio::spawn(async move {
+            let renewed = this.renew_in(&mut state, Instant::now(), Some(&token.header), Cause::Ended).await;
+            if let Err(error) = renewed {
+                tracing::warn!(mcp.server = %this.server, %error, "the next token cannot be had yet");
+            }
+        });
     }
 
     async fn challenged(&self, challenge: Challenge<'_>) -> Result<bool, AuthError> {
@@ -338,11 +368,11 @@ impl OAuth {
 
 impl Authorize for OAuth {
     fn header(&self) -> BoxFuture<'_, Result<Option<HeaderValue>, McpError>> {
-        async { Ok(Self::header(self).await?) }.boxed()
+        async { Ok(self.0.header().await?) }.boxed()
     }
 
     fn challenged<'a>(&'a self, challenge: Challenge<'a>) -> BoxFuture<'a, Result<bool, McpError>> {
-        async move { Ok(Self::challenged(self, challenge).await?) }.boxed()
+        async move { Ok(self.0.challenged(challenge).await?) }.boxed()
     }
 }
 
@@ -351,19 +381,25 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use secrecy::SecretString;
+    use tokio::sync::Semaphore;
 
     use super::*;
 
-    /// Gives no token, and counts who wants one.
-    struct Away {
-        error: AuthError,
+    /// Counts who wants a token, and answers when it is let.
+    struct Counter {
+        answer: Result<&'static str, AuthError>,
         asked: AtomicUsize,
+        gate: Semaphore,
     }
 
-    impl Grant for Away {
+    impl Grant for Counter {
         fn obtain<'a>(&'a self, _: Ask<'a>) -> BoxFuture<'a, Result<Granted, AuthError>> {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            async { Err(self.error.clone()) }.boxed()
+            async {
+                self.gate.acquire().await.expect("it is never closed").forget();
+                self.answer.clone().map(granted)
+            }
+            .boxed()
         }
 
         fn refresh<'a>(&'a self, ask: Ask<'a>, _: &'a SecretString) -> BoxFuture<'a, Result<Granted, AuthError>> {
@@ -371,18 +407,26 @@ mod tests {
         }
     }
 
+    impl Counter {
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::Relaxed)
+        }
+    }
+
+    fn granted(token: &str) -> Granted {
+        Granted { access_token: token.into(), expires_in: Some(Duration::from_secs(100)), refresh_token: None }
+    }
+
     /// Tokens of a server whose last one was asked for so many seconds ago and lives for 100.
-    fn with_token_of_age(age: u64, error: AuthError) -> (OAuth, Arc<Away>) {
-        let away = Arc::new(Away { error, asked: AtomicUsize::new(0) });
+    fn with_token_of_age(age: u64, answer: Result<&'static str, AuthError>) -> (OAuth, Arc<Counter>) {
+        let counter = Arc::new(Counter { answer, asked: AtomicUsize::new(0), gate: Semaphore::new(0) });
         let auth = McpAuthConfig { token_endpoint: Some(String::from("https://id/token")), ..Default::default() };
         let config =
             McpServerConfig { url: Some(String::from("https://crm/mcp")), auth: Some(auth), ..Default::default() };
-        let oauth = OAuth::with_grant("crm", &config, Arc::clone(&away) as Arc<dyn Grant>);
-        let life = Some(Duration::from_secs(100));
-        let granted = Granted { access_token: "old".into(), expires_in: life, refresh_token: None };
+        let oauth = OAuth::with_grant("crm", &config, Arc::clone(&counter) as Arc<dyn Grant>);
         let asked = Instant::now().checked_sub(Duration::from_secs(age)).expect("the machine runs for longer");
-        oauth.set(Token::new(granted, "https://id/token", Scopes::default(), asked).map(Arc::new));
-        (oauth, away)
+        oauth.0.set(Token::new(granted("old"), "https://id/token", Scopes::default(), asked).map(Arc::new));
+        (oauth, counter)
     }
 
     fn unavailable() -> AuthError {
@@ -390,26 +434,61 @@ mod tests {
         AuthError::Unavailable { server: Arc::from("crm"), what, cause, retry_after: None }
     }
 
+    async fn header(oauth: &OAuth) -> HeaderValue {
+        oauth.0.header().await.unwrap_or_else(|error| panic!("{error}")).expect("a header")
+    }
+
     #[tokio::test]
-    async fn a_token_that_is_about_to_end_serves_on_while_no_other_can_be_had() {
-        let (oauth, away) = with_token_of_age(95, unavailable());
-        for _ in 0..3 {
-            let header = oauth.header().await.unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!(header, Some(HeaderValue::from_static("Bearer old")));
+    async fn a_token_that_is_about_to_end_serves_on_while_the_next_is_asked_for_once() {
+        let (oauth, counter) = with_token_of_age(95, Ok("new"));
+        for _ in 0..100 {
+            assert_eq!(header(&oauth).await, "Bearer old", "nobody waits for an answer that does not come");
+            tokio::task::yield_now().await;
         }
-        assert_eq!(away.asked.load(Ordering::Relaxed), 1, "the failure answers for a while");
-        let (oauth, _) = with_token_of_age(101, unavailable());
-        assert_eq!(oauth.header().await, Err(unavailable()), "an ended one does not");
+        assert_eq!(counter.asked(), 1);
+        counter.gate.add_permits(1);
+        // Until whoever asks has put it in its place.
+        drop(oauth.0.renewal.lock().await);
+        assert_eq!(header(&oauth).await, "Bearer new");
+        assert_eq!(counter.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_needs_a_token_waits_for_the_one_that_is_being_asked_for() {
+        let (oauth, counter) = with_token_of_age(95, Ok("new"));
+        assert_eq!(header(&oauth).await, "Bearer old");
+        tokio::task::yield_now().await;
+        // The old one ends meanwhile.
+        let asked = Instant::now().checked_sub(Duration::from_secs(101)).expect("the machine runs for longer");
+        oauth.0.set(Token::new(granted("old"), "https://id/token", Scopes::default(), asked).map(Arc::new));
+        let waiting = futures_util::future::join_all((0..10).map(|_| header(&oauth)));
+        counter.gate.add_permits(1);
+        assert!(waiting.await.iter().all(|header| header == "Bearer new"));
+        assert_eq!(counter.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_token_serves_to_its_end_and_no_longer_while_no_other_can_be_had() {
         let refused = AuthError::TokenRefused { server: Arc::from("crm"), remedy: String::new() };
-        let (oauth, _) = with_token_of_age(95, refused.clone());
-        assert_eq!(oauth.header().await, Err(refused), "nor is a client that was turned away told otherwise");
+        for error in [unavailable(), refused] {
+            let (oauth, counter) = with_token_of_age(95, Err(error.clone()));
+            counter.gate.add_permits(10);
+            for _ in 0..3 {
+                assert_eq!(header(&oauth).await, "Bearer old");
+                tokio::task::yield_now().await;
+                drop(oauth.0.renewal.lock().await);
+            }
+            assert_eq!(counter.asked(), 1, "the failure answers for a while");
+            let (oauth, counter) = with_token_of_age(101, Err(error.clone()));
+            counter.gate.add_permits(10);
+            assert_eq!(oauth.0.header().await, Err(error));
+        }
     }
 
     #[tokio::test]
     async fn a_fresh_token_is_at_hand_without_asking_anybody() {
-        let (oauth, away) = with_token_of_age(10, unavailable());
-        let header = oauth.header().await.unwrap_or_else(|error| panic!("{error}")).expect("a header");
-        assert!(header.is_sensitive());
-        assert_eq!(away.asked.load(Ordering::Relaxed), 0);
+        let (oauth, counter) = with_token_of_age(10, Err(unavailable()));
+        assert!(header(&oauth).await.is_sensitive());
+        assert_eq!(counter.asked(), 0);
     }
 }

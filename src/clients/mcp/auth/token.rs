@@ -83,8 +83,10 @@ impl Token {
     /// A token that was asked for at `asked`; its life counts from then, so that no wait makes it look younger.
     pub(super) fn new(granted: Granted, issuer: &str, scopes: Scopes, asked: Instant) -> Option<Self> {
         let header = bearer(&granted.access_token)?;
-        let renew_at = granted.expires_in.map(|life| asked + life - MARGIN.min(life / 10));
-        let ends_at = granted.expires_in.map(|life| asked + life);
+        // Who gets tokens in a way of his own may not have read the life as carefully as we do.
+        let life = granted.expires_in.map(|life| life.min(LONGEST_LIFE));
+        let renew_at = life.map(|life| asked + life - MARGIN.min(life / 10));
+        let ends_at = life.map(|life| asked + life);
         Some(Self { header, issuer: issuer.to_owned(), scopes, refresh: granted.refresh_token, renew_at, ends_at })
     }
 
@@ -144,13 +146,16 @@ mod tests {
     fn a_token_is_renewed_a_tenth_of_its_life_before_its_end_and_at_most_half_a_minute() {
         let asked = Instant::now();
         let token = |life| {
-            let granted =
-                Granted { access_token: "a".into(), expires_in: Some(Duration::from_secs(life)), refresh_token: None };
+            let granted = Granted { access_token: "a".into(), expires_in: Some(life), refresh_token: None };
             Token::new(granted, "https://id", Scopes::default(), asked).expect("a token")
         };
         let margin = |token: &Token| token.ends_at.zip(token.renew_at).map(|(end, renew)| end - renew);
-        assert_eq!(margin(&token(3600)), Some(Duration::from_secs(30)));
-        assert_eq!(margin(&token(60)), Some(Duration::from_secs(6)));
-        assert!(token(60).is_fresh() && !token(0).is_fresh() && !token(0).is_valid());
+        let seconds = Duration::from_secs;
+        assert_eq!(margin(&token(seconds(3600))), Some(seconds(30)));
+        assert_eq!(margin(&token(seconds(60))), Some(seconds(6)));
+        let ended = token(Duration::ZERO);
+        assert!(token(seconds(60)).is_fresh() && !ended.is_fresh() && !ended.is_valid());
+        // Whoever granted it.
+        assert_eq!(token(Duration::MAX).ends_at, Some(asked + LONGEST_LIFE));
     }
 }
