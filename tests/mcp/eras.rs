@@ -9,6 +9,7 @@ use wiremock::matchers::{any, body_partial_json, header, header_exists, method};
 use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
 use crate::harness::*;
+use crate::streams::Person;
 
 fn body(request: &Request) -> Value {
     serde_json::from_slice(&request.body).expect("requests are JSON")
@@ -364,4 +365,34 @@ async fn progress_keeps_a_call_alive_up_to_a_limit_in_the_modern_era_over_stdio(
 async fn progress_keeps_a_call_alive_up_to_a_limit_in_the_modern_era_over_http() {
     let server = HttpServer::mcpserver(free_port()).await;
     progress_keeps_a_call_alive_up_to_a_limit(at(server.url())).await;
+}
+
+#[tokio::test]
+async fn a_tool_that_asks_again_and_again_has_its_longest_time_once() {
+    let server = modern().await;
+    let respond = answers(json!({"resultType": "input_required", "requestState": "more"}));
+    let slow = move |request: &Request| respond(request).set_delay(Duration::from_millis(150));
+    on(&server, "tools/call", slow).await;
+    let mut config = at(server.uri());
+    (config.timeout, config.max_timeout) = (Duration::from_millis(400), Duration::from_millis(500));
+    let session = connect(&config).await;
+    let error = call(&session, "x", json!({})).await.expect_err("it never ends");
+    // Ten rounds of 150 ms would be another error, and later.
+    assert!(
+        matches!(error, McpError::TimedOut { limit, may_have_run: true, .. } if limit == config.max_timeout),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_person_who_does_not_answer_holds_a_call_no_longer_than_it_may_take() {
+    let server = modern().await;
+    let question = json!({"method": "elicitation/create", "params": {"message": "Who is it?", "requestedSchema": {"type": "object"}}});
+    on(&server, "tools/call", answers(json!({"resultType": "input_required", "inputRequests": {"q": question}}))).await;
+    let mut config = at(server.uri());
+    (config.timeout, config.max_timeout) = (Duration::from_millis(100), Duration::from_millis(300));
+    let endpoint = Endpoint::new("under-test", config).answered(std::sync::Arc::new(Person::Thinks));
+    let session = endpoint.connect().await.unwrap_or_else(|error| panic!("{error}"));
+    let error = call(&session, "x", json!({})).await.expect_err("nobody answers");
+    assert!(matches!(&error, McpError::TimedOut { what, .. } if what.contains("asks for")), "{error:?}");
 }

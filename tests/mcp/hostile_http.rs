@@ -249,3 +249,27 @@ async fn configured_headers_go_along_and_are_never_in_an_error() {
     let error = refusal(&config).await;
     assert!(matches!(error, McpError::Misconfigured { .. }) && !error.to_string().contains("s3cret"), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_server_that_wants_to_know_who_calls_leads_to_the_setting_for_that() {
+    let server = MockServer::start().await;
+    Mock::given(method("POST")).respond_with(ResponseTemplate::new(401)).mount(&server).await;
+    let setting = "set `mcp.servers.under-test.auth`, see \"Authentication to MCP servers\" in docs/tools.md";
+    let error = refusal_of(&server).await.to_string();
+    assert!(error.contains("wants to know who calls") && error.contains(setting), "{error}");
+
+    let mut config = at(server.uri());
+    config.headers.insert(String::from("x-key"), String::from("s3cret").into());
+    let error = refusal(&config).await.to_string();
+    assert!(error.contains("`mcp.servers.under-test.headers`") && error.contains(setting), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
+
+    // What it says itself is told as well; one that is told who calls has another problem.
+    let body = json!({"jsonrpc": "2.0", "id": null, "error": {"code": -32001, "message": "no key"}});
+    let server = MockServer::start().await;
+    Mock::given(method("POST")).respond_with(ResponseTemplate::new(401).set_body_json(body)).mount(&server).await;
+    let error = refusal_of(&server).await.to_string();
+    assert!(error.contains("no key; it wants to know who calls"), "{error}");
+    let documents = include_str!("../../docs/tools.md");
+    assert!(documents.contains("\n## Authentication to MCP servers\n"), "the section that it names");
+}

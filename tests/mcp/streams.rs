@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use da_node_executor::clients::mcp::{AnswerInput, Endpoint, Mode, Question, Reply, Session};
+use da_node_executor::config::McpServerConfig;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, pending, ready};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::harness::*;
 use crate::hostile_more::request;
@@ -32,6 +33,8 @@ enum Way {
 
 struct Server {
     way: Way,
+    /// Whether it speaks the HTTP+SSE of 2024-11-05: everything comes on the one stream.
+    old: bool,
     /// What happened, in order.
     log: Mutex<Vec<String>>,
     /// What goes out on the server's own stream.
@@ -65,10 +68,14 @@ fn question() -> Value {
 
 impl Server {
     async fn start(way: Way) -> (Arc<Self>, String) {
+        Self::start_as(way, false).await
+    }
+
+    async fn start_as(way: Way, old: bool) -> (Arc<Self>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/mcp", listener.local_addr().expect("an address"));
         let (log, news) = (Mutex::default(), Mutex::default());
-        let server = Arc::new(Self { way, log, news, called: Notify::new(), replied: Notify::new() });
+        let server = Arc::new(Self { way, old, log, news, called: Notify::new(), replied: Notify::new() });
         let this = Arc::clone(&server);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -101,6 +108,15 @@ impl Server {
             }
             let message: Value = serde_json::from_slice(&body).unwrap_or_default();
             let id = &message["id"];
+            if self.old {
+                self.take(&message);
+                let status = if self.listens() { "202 Accepted" } else { "405 No" };
+                let head = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                match socket.write_all(head.as_bytes()).await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
             let (status, answer) = match message["method"].as_str() {
                 Some("server/discover") => {
                     ("400 No", json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "no"}}))
@@ -129,12 +145,37 @@ impl Server {
         }
     }
 
+    fn listens(&self) -> bool {
+        self.news.lock().expect("nobody panics with it").is_some()
+    }
+
+    /// As an old server: what a message leads to comes on the stream.
+    fn take(&self, message: &Value) {
+        let id = &message["id"];
+        match message["method"].as_str() {
+            Some("initialize") => {
+                let opened = json!({"protocolVersion": "2024-11-05", "capabilities": {"tools": {}}, "serverInfo": {}});
+                self.tell(&json!({"jsonrpc": "2.0", "id": id, "result": opened}));
+            }
+            Some("tools/call") => {
+                self.tell(&question());
+                self.tell(&answer(id, "own"));
+            }
+            Some(_) => {}
+            None => self.note(format!("reply {}", message["result"])),
+        }
+    }
+
     /// The server's own stream. Its head is slow to come, unless a call comes first.
     async fn own_stream(&self, mut socket: TcpStream) {
-        if timeout(SLOW_HEAD, self.called.notified()).await.is_ok() {
+        if !self.old && timeout(SLOW_HEAD, self.called.notified()).await.is_ok() {
             self.note("called before anybody listened");
         }
         let (sender, mut news) = mpsc::unbounded_channel();
+        if self.old {
+            let event = "event: endpoint\ndata: /mcp\n\n";
+            let _ = sender.send(format!("{:x}\r\n{event}\r\n", event.len()));
+        }
         *self.news.lock().expect("nobody panics with it") = Some(sender);
         let _ = socket.write_all(STREAM.as_bytes()).await;
         while let Some(news) = news.recv().await {
@@ -177,8 +218,12 @@ impl Server {
 }
 
 /// Somebody who is asked.
-enum Person {
+pub enum Person {
+    /// Fills in the form.
     Answers,
+    /// Fills in the form after a while.
+    Hesitates(Duration),
+    /// Never comes to an end.
     Thinks,
 }
 
@@ -189,11 +234,11 @@ impl AnswerInput for Person {
 
     fn answer<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Option<Reply>> {
         assert!(matches!(question.mode, Mode::Form { .. }) && question.message == "Who is it?", "{question:?}");
+        let content = Map::from_iter([(String::from("name"), json!("Ada"))]);
+        let reply = Some(Reply::Accept(content));
         match self {
-            Self::Answers => {
-                let content = Map::from_iter([(String::from("name"), json!("Ada"))]);
-                ready(Some(Reply::Accept(content))).boxed()
-            }
+            Self::Answers => ready(reply).boxed(),
+            Self::Hesitates(time) => sleep(*time).map(|()| reply).boxed(),
             Self::Thinks => pending().boxed(),
         }
     }
@@ -260,4 +305,24 @@ async fn a_question_that_takes_long_holds_up_no_answer_on_the_same_stream() {
     for _ in 0..40 {
         assert_eq!(answered(&session).await, "own");
     }
+}
+
+#[tokio::test]
+async fn a_question_that_takes_long_holds_up_no_answer_of_an_old_server() {
+    let (_server, url) = Server::start_as(Way::BesideAQuestion, true).await;
+    let session = asked(&url, Person::Thinks).await;
+    assert_eq!(session.transport(), "sse");
+    for _ in 0..40 {
+        assert_eq!(answered(&session).await, "own");
+    }
+}
+
+#[tokio::test]
+async fn a_call_is_not_silent_while_somebody_here_thinks_about_its_question() {
+    let (_server, url) = Server::start(Way::AfterAQuestion).await;
+    let limit = Duration::from_millis(600);
+    let config = McpServerConfig { timeout: limit, ..at(url) };
+    let endpoint = Endpoint::new("under-test", config).answered(Arc::new(Person::Hesitates(limit * 2)));
+    let session = endpoint.connect().await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(answered(&session).await, "its");
 }

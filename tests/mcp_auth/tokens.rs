@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use da_node_executor::clients::mcp::Era;
 use da_node_executor::domain::outcome::Category;
 use futures_util::future::join_all;
 use wiremock::ResponseTemplate;
@@ -107,4 +108,15 @@ async fn a_client_that_is_refused_is_not_tried_again_and_again() {
         assert!(refused.message.contains("invalid_client; check client_id"), "{refused}");
     }
     assert_eq!(world.id.asked().len(), 1, "over and over may lock the client out");
+}
+
+#[tokio::test]
+async fn a_slow_authorization_server_says_nothing_of_the_era_of_the_server() {
+    let world = World::start().await;
+    world.wants().modern = true;
+    // The first question may go unanswered for half of the time to connect.
+    let limit = Duration::from_secs(2);
+    world.id.rules().delay = limit.mul_f64(0.6);
+    let session = open(&world.endpoint_with(world.auth(), limit)).await;
+    assert_eq!(session.info().era, Era::Modern);
 }

@@ -61,6 +61,8 @@ pub struct Wants {
     pub metadata_path: String,
     /// Who gives its tokens.
     pub issuers: Vec<String>,
+    /// Whether it needs no handshake.
+    pub modern: bool,
 }
 
 /// One request for a token.
@@ -150,6 +152,7 @@ impl World {
             metadata_instead: None,
             metadata_path: String::from("/.well-known/oauth-protected-resource/mcp"),
             issuers: vec![id.http.uri()],
+            modern: false,
         };
         let ids = Mutex::new(vec![Arc::clone(&id.state)]);
         let state = Arc::new(McpState { wants: Mutex::new(wants), ids, base: Mutex::default() });
@@ -400,6 +403,9 @@ impl Respond for McpResponder {
                 let scopes = scopes.into_iter().collect::<Vec<_>>().join(" ");
                 json!({"content": [{"type": "text", "text": scopes}]})
             }
+            Some("server/discover") if wants.modern => json!({
+                "resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+            }),
             // A server of the years before `server/discover`.
             _ => return ResponseTemplate::new(400),
         };

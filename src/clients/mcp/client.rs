@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use tokio::time::timeout;
 
 use super::era::{self, Dialect, Era, HEADER_MISMATCH};
 use super::error::{McpError, excerpt};
@@ -210,6 +211,19 @@ impl<S: McpService> Client<S> {
         self.service.notification(wire::notification("notifications/initialized")).await
     }
 
+    /// Asks for a sign of life. Who refuses the question is there, too.
+    pub(super) async fn ping(&self, limit: Duration) -> Result<(), McpError> {
+        let (method, params) = match self.dialect.era() {
+            Era::Legacy => (wire::PING, json!({})),
+            // It has no question of that kind any more; this is the least that one can ask.
+            Era::Modern => (wire::DISCOVER, json!({"_meta": self.meta()})),
+        };
+        match self.request::<Value>(self.id(), method, &params, FlightPlan::plain(method, limit)).await {
+            Ok(_) | Err(McpError::Rpc { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Listens for changes of the tools, for as long as the server tells them.
     pub(super) async fn listen(&self) -> Result<(), McpError> {
         let params = json!({"notifications": {"toolsListChanged": true}, "_meta": self.meta()});
@@ -266,14 +280,16 @@ impl<S: McpService> Client<S> {
         meta: &CallMeta,
         limits: CallLimits,
     ) -> Result<ToolOutput, McpError> {
+        let begun = tokio::time::Instant::now();
+        let silence = meta.timeout.unwrap_or(limits.silence);
+        let longest = limits.longest.max(silence).min(meta.deadline.saturating_duration_since(Instant::now()));
         let mut again = false;
         let mut answers: Option<Map<String, Value>> = None;
         let mut state: Option<String> = None;
         for _ in 0..MAX_ROUNDS {
             let id = self.id();
-            let silence = meta.timeout.unwrap_or(limits.silence);
-            let longest = limits.longest.max(silence).min(meta.deadline.saturating_duration_since(Instant::now()));
             let mut plan = FlightPlan::tool(name, silence, longest);
+            plan.begun = Some(begun);
             plan.progress = meta.progress.clone();
             if self.mirrors {
                 plan.mirrored = mirror::headers(&self.marks_of(name), arguments);
@@ -290,7 +306,7 @@ impl<S: McpService> Client<S> {
                 // The server refused it before it ran: what the tool marks has changed, or was never known here.
                 Err(McpError::Rpc { code: HEADER_MISMATCH, .. }) if self.mirrors && !again => {
                     again = true;
-                    self.list_tools(longest).await?;
+                    self.list_tools(longest.saturating_sub(begun.elapsed())).await?;
                     continue;
                 }
                 result => result?.1,
@@ -304,7 +320,14 @@ impl<S: McpService> Client<S> {
                     });
                 }
                 Some("input_required") => {
-                    answers = self.answers_to(name, result.input_requests.as_ref()).await?;
+                    let asked = self.answers_to(name, result.input_requests.as_ref());
+                    let left = longest.saturating_sub(begun.elapsed());
+                    answers = timeout(left, asked).await.map_err(|_| McpError::TimedOut {
+                        server: Arc::clone(self.server()),
+                        what: format!("what the tool `{name}` asks for"),
+                        limit: longest,
+                        may_have_run: true,
+                    })??;
                     state = result.request_state;
                     if answers.is_none() && state.is_none() {
                         return Err(self.broken("it asks for input without a question"));

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::excerpt;
 use super::input::{AnswerInput, Question};
-use super::service::Flight;
-use super::wire::ProgressNote;
+use super::service::{Flight, Pause};
+use super::wire::{self, ProgressNote};
 use crate::domain::tool::Progress;
 
 /// Requests of one server that are worked on beside its stream at once.
@@ -137,7 +137,7 @@ impl Inbox {
     /// The answer to a request of the server: `ping` gets its pong, what somebody here can answer gets that, everything
     /// else is declined, as it was not offered.
     pub(super) async fn answer(&self, id: &RawValue, method: &str, params: &Value) -> String {
-        if method == "ping" {
+        if method == wire::PING {
             return format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
         }
         match self.ask(method, params).await {
@@ -157,6 +157,9 @@ impl Inbox {
             tracing::debug!(mcp.server = %self.server, "the server asks too much at once");
             return None;
         };
+        // It is most likely in the course of a call, which goes on only when it is answered.
+        let flights: Vec<Flight> = self.flights().values().cloned().collect();
+        let _ours: Vec<Pause> = flights.iter().map(Flight::pause).collect();
         answers.answer(&question).await.map(|reply| reply.result(&question))
     }
 

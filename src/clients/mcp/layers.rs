@@ -7,7 +7,7 @@ use std::time::Duration;
 use jsonrpsee::core::middleware::{Batch, Notification, RpcServiceT};
 use jsonrpsee::types::{Id, Request};
 use serde_json::value::RawValue;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 
 use super::error::McpError;
 use super::service::{Flight, McpService, NoBatches};
@@ -15,18 +15,6 @@ use super::wire;
 
 /// How long telling a server that we gave up may take.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
-
-/// Waits until a request has had its time; returns the limit that it reached.
-async fn out_of_time(flight: &Flight) -> Duration {
-    loop {
-        let Some((end, limit)) = flight.ends() else { return std::future::pending().await };
-        sleep_until(end).await;
-        // Signs of life that came meanwhile have moved the end.
-        if flight.ends().is_some_and(|(now, _)| now <= end) {
-            return limit;
-        }
-    }
-}
 
 /// Ends a request at its limits by dropping it.
 #[derive(Clone)]
@@ -55,7 +43,7 @@ impl<S: McpService> RpcServiceT for Deadline<S> {
             tokio::select! {
                 biased;
                 answer = call => answer,
-                limit = out_of_time(&flight) => Err(McpError::TimedOut {
+                limit = flight.out_of_time() => Err(McpError::TimedOut {
                     server,
                     what: flight.plan().what.clone(),
                     limit,

@@ -10,6 +10,8 @@
 pub mod auth;
 mod child;
 mod client;
+#[cfg(test)]
+mod codes;
 mod endpoint;
 mod era;
 mod error;

@@ -13,7 +13,7 @@ use super::inbox::Inbox;
 use super::service::FlightPlan;
 use super::session::{Layered, Session, Transport, layered};
 use super::stdio::StdioService;
-use super::wire::DiscoverResult;
+use super::wire::{self, DiscoverResult};
 
 /// The longest time that the first question may go unanswered before the other era is tried.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
@@ -155,7 +155,9 @@ impl Line {
         loop {
             self.client.speak(Dialect::Modern(version), http);
             // Whoever does not know the question knows nothing of its end either.
-            let plan = FlightPlan { cancellable: false, ..FlightPlan::plain("server/discover", limit) };
+            // Its silence tells something, that of an authorization server nothing: that has until the end.
+            let longest = endpoint.config.connect_timeout;
+            let plan = FlightPlan { cancellable: false, longest, ..FlightPlan::plain(wire::DISCOVER, limit) };
             let error = match self.client.discover(plan).await {
                 Ok(result) => return self.modern(endpoint, version, result, http),
                 Err(error) => error,

@@ -1,18 +1,21 @@
 //! The seam: what a transport and a layer of the MCP client look like to jsonrpsee, and what travels with a request.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jsonrpsee::core::middleware::RpcServiceT;
 use jsonrpsee::types::Request;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::era::Dialect;
 use super::error::McpError;
 use crate::domain::tool::Progress;
 use crate::ports::ProgressSender;
+
+/// Nobody looks at the clock more often than this.
+const LEAST_SLEEP: Duration = Duration::from_millis(1);
 
 /// A transport, or layers around one.
 pub(super) trait McpService:
@@ -54,6 +57,8 @@ pub(super) struct FlightPlan {
     pub(super) limit: Duration,
     /// How long the answer may take, whatever the server tells meanwhile.
     pub(super) longest: Duration,
+    /// Since when that counts, if not since this request: the start of a call that takes several of them.
+    pub(super) begun: Option<Instant>,
     /// Whether a tool takes effect.
     pub(super) effect: bool,
     /// How the request is made up.
@@ -74,6 +79,18 @@ struct FlightState {
     /// Milliseconds from the start to the last sign of life.
     heard: AtomicU64,
     sent: AtomicBool,
+    /// How many of us keep the server waiting.
+    pauses: AtomicUsize,
+}
+
+/// While this is held the server's silence is our own doing, and does not count.
+pub(super) struct Pause(Flight);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.0.heard();
+        self.0.0.pauses.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl FlightPlan {
@@ -83,6 +100,7 @@ impl FlightPlan {
             what: format!("`{method}`"),
             limit,
             longest: limit,
+            begun: None,
             effect: false,
             dialect: Dialect::Legacy,
             cancellable: true,
@@ -105,8 +123,8 @@ impl FlightPlan {
 
     /// Off it goes.
     pub(super) fn start(self) -> Flight {
-        let (heard, sent) = (AtomicU64::new(0), AtomicBool::new(false));
-        Flight(Arc::new(FlightState { plan: self, started: Instant::now(), heard, sent }))
+        let (heard, sent, pauses) = (AtomicU64::new(0), AtomicBool::new(false), AtomicUsize::new(0));
+        Flight(Arc::new(FlightState { plan: self, started: Instant::now(), heard, sent, pauses }))
     }
 }
 
@@ -124,20 +142,47 @@ impl Flight {
 
     /// The moment at which we give up as things are, and the limit that is reached then. None if there is none.
     pub(super) fn ends(&self) -> Option<(Instant, Duration)> {
-        let FlightState { plan, started, heard, .. } = &*self.0;
+        let FlightState { plan, started, heard, pauses, .. } = &*self.0;
         let heard = Duration::from_millis(heard.load(Ordering::Acquire));
-        let silence = heard.checked_add(plan.limit).and_then(|end| started.checked_add(end));
-        match (silence, started.checked_add(plan.longest)) {
+        let paused = pauses.load(Ordering::Acquire) > 0;
+        let silence = heard.checked_add(plan.limit).filter(|_| !paused).and_then(|end| started.checked_add(end));
+        match (silence, plan.begun.unwrap_or(*started).checked_add(plan.longest)) {
             (Some(silence), Some(end)) if end <= silence => Some((end, plan.longest)),
             (Some(silence), _) => Some((silence, plan.limit)),
             (None, end) => end.map(|end| (end, plan.longest)),
         }
     }
 
-    /// The server told how far it has come.
-    pub(super) fn progressed(&self, progress: Progress) {
+    /// Waits until the request has had its time; returns the limit that it reached.
+    pub(super) async fn out_of_time(&self) -> Duration {
+        loop {
+            let now = Instant::now();
+            // Signs of life and pauses move the end, and the end of a pause brings it nearer: but to no sooner than its
+            // limit from now.
+            let look = now.checked_add(self.plan().limit.max(LEAST_SLEEP));
+            match (self.ends(), look) {
+                (Some((end, limit)), _) if end <= now => return limit,
+                (Some((end, _)), look) => sleep_until(look.map_or(end, |look| look.min(end))).await,
+                (None, Some(look)) => sleep_until(look).await,
+                (None, None) => std::future::pending().await,
+            }
+        }
+    }
+
+    /// From now on until the value is dropped the server waits for us.
+    pub(super) fn pause(&self) -> Pause {
+        self.0.pauses.fetch_add(1, Ordering::AcqRel);
+        Pause(self.clone())
+    }
+
+    fn heard(&self) {
         let heard = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.heard.store(heard, Ordering::Release);
+    }
+
+    /// The server told how far it has come.
+    pub(super) fn progressed(&self, progress: Progress) {
+        self.heard();
         if let Some(sender) = &self.0.plan.progress {
             sender.send_replace(Some(progress));
         }
@@ -181,5 +226,35 @@ mod tests {
         flight.progressed(Progress::default());
         assert_eq!(flight.ends(), Some((start + 25 * second, 25 * second)));
         assert_eq!(FlightPlan::plain("x", Duration::MAX).start().ends(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_no_silence_and_the_silence_after_it_is() {
+        let second = Duration::from_secs(1);
+        let flight = FlightPlan::tool("t", 10 * second, 60 * second).start();
+        let start = Instant::now();
+        let waiting = tokio::spawn({
+            let flight = flight.clone();
+            async move { flight.out_of_time().await }
+        });
+        tokio::time::sleep(8 * second).await;
+        let (pause, inner) = (flight.pause(), flight.pause());
+        tokio::time::sleep(25 * second).await;
+        drop(inner);
+        assert!(!waiting.is_finished(), "somebody still keeps it waiting");
+        assert_eq!(flight.ends(), Some((start + 60 * second, 60 * second)), "not for ever");
+        drop(pause);
+        assert_eq!(waiting.await.expect("no panic"), 10 * second);
+        assert_eq!(start.elapsed(), 43 * second, "8 and 25, and 10 of silence");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rounds_of_a_call_share_its_longest_time() {
+        let second = Duration::from_secs(1);
+        let begun = Instant::now();
+        tokio::time::advance(8 * second).await;
+        let plan = FlightPlan { begun: Some(begun), ..FlightPlan::tool("t", 5 * second, 10 * second) };
+        assert_eq!(plan.start().out_of_time().await, 10 * second);
+        assert_eq!(begun.elapsed(), 10 * second);
     }
 }

@@ -76,6 +76,20 @@ impl Session {
         called.map_err(|error| self.reconsidered(error))
     }
 
+    /// Asks the server for a sign of life, within the server's `connect_timeout`.
+    pub async fn ping(&self) -> Result<(), McpError> {
+        self.client.ping(self.list_limit).await.map_err(|error| self.reconsidered(error))
+    }
+
+    /// How the server is reached: `http` (Streamable HTTP), `sse` (HTTP+SSE of 2024-11-05) or `stdio`.
+    pub fn transport(&self) -> &'static str {
+        match self.transport {
+            Transport::Http(_) => "http",
+            Transport::OldSse(_) => "sse",
+            Transport::Stdio(_) => "stdio",
+        }
+    }
+
     /// Who the server says it is.
     pub fn info(&self) -> &ServerInfo {
         &self.info

@@ -15,6 +15,8 @@ use super::error::{McpError, excerpt};
 pub(super) const INITIALIZE: &str = "initialize";
 /// Asks a modern server what it is; the first request to a server of which nothing is known.
 pub(super) const DISCOVER: &str = "server/discover";
+/// Asks the other side of a session for a sign of life.
+pub(super) const PING: &str = "ping";
 /// Asks a modern server to tell of changes.
 pub(super) const LISTEN: &str = "subscriptions/listen";
 /// Calls a tool.

@@ -30,6 +30,8 @@ pub(in super::super) struct HttpLink {
     http: reqwest::Client,
     url: Url,
     authorize: Option<Arc<dyn Authorize>>,
+    /// Whether headers are configured, which may be meant to say who calls.
+    has_headers: bool,
 }
 
 impl HttpLink {
@@ -59,7 +61,8 @@ impl HttpLink {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|error| wrong(root_cause(&error)))?;
-        Ok(Self { inbox, http, url, authorize: endpoint.authorize.clone() })
+        let has_headers = !endpoint.config.headers.is_empty();
+        Ok(Self { inbox, http, url, authorize: endpoint.authorize.clone(), has_headers })
     }
 
     /// Where what the server says goes.
@@ -92,7 +95,10 @@ impl HttpLink {
         let mut challenges = 0;
         loop {
             let again = request.try_clone();
-            let sent = authorize.header().await?;
+            let sent = {
+                let _ours = flight.pause();
+                authorize.header().await?
+            };
             if let Some(value) = &sent {
                 let mut value = value.clone();
                 value.set_sensitive(true);
@@ -112,6 +118,7 @@ impl HttpLink {
                 www_authenticate: said.filter_map(|value| value.to_str().ok()).collect(),
                 sent: sent.as_ref(),
             };
+            let _ours = flight.pause();
             if !authorize.challenged(challenge).await? {
                 return Ok(response);
             }
@@ -137,6 +144,23 @@ impl HttpLink {
     pub(in super::super) fn rpc(&self, fault: &Fault, status: Option<StatusCode>) -> McpError {
         let server = Arc::clone(self.inbox.server());
         fault.to_error(server, status.map(|status| status.as_u16()))
+    }
+
+    /// What a person has to do about a refusal, where the status tells.
+    pub(in super::super) fn remedy(&self, status: StatusCode) -> Option<String> {
+        let server = self.inbox.server();
+        match status {
+            StatusCode::UNAUTHORIZED if self.authorize.is_none() => {
+                let problem = match self.has_headers {
+                    true => format!("it does not take what `mcp.servers.{server}.headers` says of who calls"),
+                    false => String::from("it wants to know who calls"),
+                };
+                let place = "see \"Authentication to MCP servers\" in docs/tools.md";
+                Some(format!("{problem}; set `mcp.servers.{server}.auth`, {place}"))
+            }
+            status if status.is_redirection() => Some(String::from("it redirects to another place; set `url` to that")),
+            _ => None,
+        }
     }
 
     /// The answer is not what the protocol says.

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::super::MAX_MESSAGE;
 use super::super::endpoint::Endpoint;
-use super::super::error::{McpError, excerpt};
+use super::super::error::McpError;
 use super::super::inbox::Inbox;
 use super::super::pending::Pending;
 use super::super::service::{Flight, FlightPlan, NoBatches};
@@ -119,7 +119,10 @@ impl Inner {
         Err(McpError::Http {
             server: Arc::clone(self.link.inbox().server()),
             status: status.as_u16(),
-            message: excerpt(status.canonical_reason().unwrap_or_default()),
+            message: self
+                .link
+                .remedy(status)
+                .unwrap_or_else(|| status.canonical_reason().unwrap_or_default().to_owned()),
             retry_after: super::refusal::retry_after(response.headers()),
             may_have_run: flight.may_have_run() && status.is_server_error(),
         })

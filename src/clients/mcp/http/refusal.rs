@@ -38,10 +38,11 @@ impl Inner {
                 self.link.rpc(&fault, Some(status))
             }
             fault => {
-                let message = match fault {
-                    Some(fault) => excerpt(&fault.message),
-                    None if status.is_redirection() => String::from("it redirects to another place; set `url` to that"),
-                    None => status.canonical_reason().unwrap_or_default().to_owned(),
+                let said = fault.map(|fault| excerpt(&fault.message));
+                let message = match (said, self.link.remedy(status)) {
+                    (Some(said), Some(remedy)) => format!("{said}; {remedy}"),
+                    (Some(text), None) | (None, Some(text)) => text,
+                    (None, None) => status.canonical_reason().unwrap_or_default().to_owned(),
                 };
                 McpError::Http { server, status: status.as_u16(), message, retry_after, may_have_run }
             }
