@@ -36,7 +36,7 @@ pub struct ServerTrouble {
 pub struct ServerStatus {
     /// Its configured name.
     pub name: String,
-    /// `http` or `stdio`.
+    /// `http`, `sse` or `stdio`; whether one with a URL speaks HTTP+SSE is known once it has been met.
     pub transport: &'static str,
     /// Whether the worker is ready only while it answers.
     pub required: bool,
