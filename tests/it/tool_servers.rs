@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::bed::Bed;
+use crate::harness::bed::{Bed, GROUP};
 use crate::harness::eventually;
 use crate::harness::mcp;
 use crate::harness::model::Model;
@@ -83,4 +83,50 @@ async fn the_progress_of_a_call_is_told_while_it_runs() {
     assert!(
         progress.iter().all(|step| step["data"]["tool"] == "slow/wait" && step["data"]["progress"]["total"] == 10.0)
     );
+}
+
+/// Whoever claims an entry owns it: its worker may neither write a result any more nor go on with the work.
+async fn a_lost_lease_ends_the_call_on(server: &str, era: &str) {
+    let bed = Bed::new().await;
+    let worker = bed
+        .worker("w1")
+        .file(server)
+        // Renewed often enough to notice, and so long that nobody takes the entry over again.
+        .set("lease.duration", "1h")
+        .set("lease.renew", "200ms")
+        .start()
+        .ready()
+        .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let entry = bed.submit(&tool("a", "slow/wait", json!({"seconds": 60, "log": log}))).await;
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("the tool runs", async || (said() == "started\n").then_some(())).await;
+    assert_eq!(told(&worker, "slow").await["era"], era);
+
+    let claim = ["XCLAIM", &bed.stream, GROUP, "another", "0", &entry, "JUSTID"];
+    assert_eq!(bed.ask::<Vec<String>>(&claim).await, [entry.as_str()]);
+    eventually("the tool is cancelled", async || (said() == "started\ncancelled\n").then_some(())).await;
+    eventually("the worker is done with it", async || (told(&worker, "slow").await["in_flight"] == 0).then_some(()))
+        .await;
+    assert!(bed.events().await.is_empty(), "what was lost is another's to end");
+    let pending = bed.pending_is(1).await;
+    assert_eq!((pending[0].0.as_str(), pending[0].1.as_str()), (entry.as_str(), "another"));
+}
+
+#[tokio::test]
+async fn a_lost_lease_cancels_the_call_on_a_child_process() {
+    a_lost_lease_ends_the_call_on(&mcp::stdio("slow", &mcp::slow(), &["stdio"]), "legacy").await;
+}
+
+#[tokio::test]
+async fn a_lost_lease_cancels_the_call_on_a_server_of_the_legacy_era() {
+    let server = mcp::HttpServer::slow();
+    a_lost_lease_ends_the_call_on(&mcp::http("slow", &server), "legacy").await;
+}
+
+#[tokio::test]
+async fn a_lost_lease_closes_the_stream_of_the_call_on_a_server_of_the_modern_era() {
+    let server = mcp::HttpServer::modern();
+    a_lost_lease_ends_the_call_on(&mcp::http("slow", &server), "modern").await;
 }

@@ -56,6 +56,16 @@ impl HttpServer {
         Self::start(fastmcp(), |port| vec![String::from("http"), port.to_string()])
     }
 
+    /// The server of [`slow`].
+    pub fn slow() -> Self {
+        Self::start(slow(), |port| vec![String::from("http"), port.to_string()])
+    }
+
+    /// A server of the era without a handshake, with the same slow tool.
+    pub fn modern() -> Self {
+        Self::start(servers::python2("mcp/mcpserver_server.py"), |port| vec![String::from("http"), port.to_string()])
+    }
+
     /// The mock of model providers, which is no MCP server.
     pub fn aimock() -> Self {
         Self::start(aimock(), |port| vec![String::from("-p"), port.to_string()])
@@ -113,7 +123,7 @@ fn launch(command: &[String], port: u16) -> Child {
     child
 }
 
-/// A FastMCP server whose tool `wait` takes its time and tells how far it has come; over stdio.
+/// A FastMCP server whose tool `wait` takes its time and tells how far it has come; it wants `stdio` or `http PORT`.
 pub fn slow() -> Vec<String> {
     servers::python("mcp/fastmcp_server.py")
 }
