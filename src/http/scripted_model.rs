@@ -1,6 +1,7 @@
 //! The scripted model over HTTP in the wire format of the Anthropic Messages API, and beside it in those of OpenAI, so
 //! that demos and tests run the real clients. `GET /_calls` tells what was asked, for counting completions.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -84,11 +85,12 @@ fn routes(config: &mut ServiceConfig, state: Data<Service>) {
 }
 
 async fn messages(request: HttpRequest, body: Bytes, service: Data<Service>) -> HttpResponse {
-    let request_id = service.request_id();
+    let (request_id, mut headers) = (service.request_id(), BTreeMap::new());
     let answer = match accept(&request, &body) {
         Ok((version, body)) => {
             let pending = service.model.answer(&body, version);
             tokio::time::sleep(pending.delay).await;
+            headers.clone_from(&pending.headers);
             match pending.events() {
                 Some(events) if body["stream"] == true => return streamed(events, pending, service, request_id),
                 _ => service.model.finish(pending),
@@ -97,9 +99,17 @@ async fn messages(request: HttpRequest, body: Bytes, service: Data<Service>) -> 
         Err(error) => Err(error),
     };
     match answer {
-        Ok(message) => HttpResponse::Ok().insert_header(("request-id", request_id)).json(message),
-        Err(error) => refused(&error, "request-id", &request_id).json(error.body(&request_id)),
+        Ok(message) => with(&headers, HttpResponse::Ok()).insert_header(("request-id", request_id)).json(message),
+        Err(error) => with(&headers, refused(&error, "request-id", &request_id)).json(error.body(&request_id)),
     }
+}
+
+/// An answer with the headers of its reply.
+pub(super) fn with(headers: &BTreeMap<String, String>, mut response: HttpResponseBuilder) -> HttpResponseBuilder {
+    for (name, value) in headers {
+        response.insert_header((name.as_str(), value.as_str()));
+    }
+    response
 }
 
 /// An answer with the status and the wait of an error, whose body is still to be written.
@@ -130,7 +140,7 @@ pub(super) fn stream_out(
     service: Data<Service>,
     id: (&str, String),
 ) -> HttpResponse {
-    let pace = pending.pace;
+    let (pace, headers) = (pending.pace, pending.headers.clone());
     let mut pending = Some(pending);
     let last = events.len().saturating_sub(1);
     let events = stream::iter(events.into_iter().enumerate()).then(move |(at, event)| {
@@ -145,7 +155,7 @@ pub(super) fn stream_out(
             Ok::<_, std::convert::Infallible>(event)
         }
     });
-    HttpResponse::Ok().insert_header(id).content_type("text/event-stream").streaming(events)
+    with(&headers, HttpResponse::Ok()).insert_header(id).content_type("text/event-stream").streaming(events)
 }
 
 /// Checks what the real service checks before it reads the body.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::clients::llm::script::ApiError;
 use crate::clients::llm::script::openai::{self, Format};
-use crate::http::scripted_model::{Service, refused, stream_out};
+use crate::http::scripted_model::{Service, refused, stream_out, with};
 
 /// The header of the request's id.
 const REQUEST_ID: &str = "x-request-id";
@@ -43,9 +43,10 @@ async fn answer(request: &HttpRequest, body: &Bytes, service: Data<Service>, for
         });
         return stream_out(events.collect(), pending, service, (REQUEST_ID, request_id));
     }
+    let headers = pending.headers.clone();
     match service.model.finish(pending).and_then(|_| whole.unwrap_or_else(|| Ok(Value::Null))) {
-        Ok(body) => HttpResponse::Ok().insert_header((REQUEST_ID, request_id)).json(body),
-        Err(error) => refused(&error, REQUEST_ID, &request_id).json(openai::error(&error)),
+        Ok(body) => with(&headers, HttpResponse::Ok()).insert_header((REQUEST_ID, request_id)).json(body),
+        Err(error) => with(&headers, refused(&error, REQUEST_ID, &request_id)).json(openai::error(&error)),
     }
 }
 

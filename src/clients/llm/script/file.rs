@@ -1,6 +1,7 @@
 //! The file of a scripted model: rules in YAML or JSON, checked when they are loaded so that a mistake is told with
 //! its line and never surfaces in the middle of a conversation.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -131,6 +132,8 @@ pub(super) struct Reply {
     /// The time between two events of an answer that is streamed.
     #[serde(deserialize_with = "duration")]
     pub pace: Duration,
+    /// Headers of the answer, be it an error.
+    pub headers: BTreeMap<String, String>,
     pub error: Option<ErrorReply>,
     pub fail_first: Option<FailFirst>,
 }
@@ -271,6 +274,13 @@ impl Reply {
         if let Some(status) = statuses.into_iter().find(|status| !(400..=599).contains(status)) {
             return Err(format!("has the status {status}; an error is 400 to 599"));
         }
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let header = self.headers.iter().find(|(name, value)| {
+            name.is_empty() || !name.bytes().all(token) || !value.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        });
+        if let Some((name, _)) = header {
+            return Err(format!("has a header that cannot be sent: {name:?}"));
+        }
         if let Some(block) = self.content.iter().find(|block| block.get("type").and_then(Value::as_str).is_none()) {
             return Err(format!("has a block without a `type` in `content`: {block}"));
         }
@@ -363,6 +373,7 @@ mod tests {
         assert!(refused("rules: [{reply: {error: {status: 200}}}]").contains("400 to 599"));
         assert!(refused("rules: [{reply: {text: 'a {{ b'}}]").contains("broken template"));
         assert!(refused("rules: [{match: {turn: 1}, replies: [{text: a}]}]").contains("use `reply`"));
+        assert!(refused("rules: [{reply: {text: a, headers: {'a b': c}}}]").contains("cannot be sent"));
         assert!(refused("rules: [{}]").contains("neither"));
         assert!(refused("rules: []").contains("empty"));
     }

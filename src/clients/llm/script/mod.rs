@@ -8,10 +8,10 @@ pub mod openai;
 mod reply;
 mod stream;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -24,6 +24,8 @@ use file::Rule;
 
 /// Conversations that are remembered; the oldest is forgotten first.
 const MAX_CONVERSATIONS: usize = 10_000;
+/// Requests whose moments are remembered; the oldest is forgotten first.
+const MAX_ARRIVALS: usize = 10_000;
 
 /// An error of the API.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +64,8 @@ pub struct Pending {
     pub delay: Duration,
     /// How long it takes from one event to the next where the answer is streamed.
     pub pace: Duration,
+    /// Headers of the answer.
+    pub headers: BTreeMap<String, String>,
     turn: Option<(String, usize)>,
     result: Result<Value, ApiError>,
 }
@@ -77,6 +81,8 @@ pub struct Calls {
     pub errors: u64,
     /// Messages given for a turn that had been given before: what was paid for twice.
     pub repeated: u64,
+    /// When the latest requests came, in ms since 1970.
+    pub arrivals: VecDeque<u64>,
     /// The conversations by their key, the latest last.
     pub conversations: IndexMap<String, ConversationCalls>,
 }
@@ -107,6 +113,11 @@ pub struct ScriptedModel {
 }
 
 impl Pending {
+    fn error(error: ApiError) -> Self {
+        let headers = BTreeMap::new();
+        Self { delay: Duration::ZERO, pace: Duration::ZERO, headers, turn: None, result: Err(error) }
+    }
+
     /// The message; none where the answer is an error.
     pub fn message(&self) -> Option<&Value> {
         self.result.as_ref().ok()
@@ -137,22 +148,22 @@ impl ScriptedModel {
 
     /// Counts a request that is refused before it can be read.
     fn refuse(&self, error: ApiError) -> Pending {
-        self.calls().requests += 1;
-        Pending { delay: Duration::ZERO, pace: Duration::ZERO, turn: None, result: Err(error) }
+        self.calls().arrived();
+        Pending::error(error)
     }
 
     /// Decides the answer to a body of the Messages API that came with this `anthropic-version`.
     pub fn answer(&self, body: &Value, version: &str) -> Pending {
-        self.calls().requests += 1;
+        self.calls().arrived();
         if let Err(error) = check::request(body, version, self.pauses) {
-            return Pending { delay: Duration::ZERO, pace: Duration::ZERO, turn: None, result: Err(error) };
+            return Pending::error(error);
         }
         let ask = Ask::read(body);
-        let (delay, pace, result) = self.decide(&ask);
-        Pending { delay, pace, turn: Some((ask.key, ask.turn)), result }
+        let pending = self.decide(&ask);
+        Pending { turn: Some((ask.key, ask.turn)), ..pending }
     }
 
-    fn decide(&self, ask: &Ask) -> (Duration, Duration, Result<Value, ApiError>) {
+    fn decide(&self, ask: &Ask) -> Pending {
         let applying = self.rules.iter().enumerate().filter(|(_, rule)| ask.matches(&rule.when));
         let found = applying.filter_map(|(index, rule)| Some((index, rule, rule.replies.at(ask.turn)?))).next();
         let mut calls = self.calls();
@@ -160,13 +171,14 @@ impl ScriptedModel {
         conversation.requests += 1;
         let Some((index, rule, reply)) = found else {
             let message = format!("no rule of the script applies: {}", ask.summary());
-            return (Duration::ZERO, Duration::ZERO, Err(ApiError::invalid(message)));
+            return Pending::error(ApiError::invalid(message));
         };
+        let headers = reply.headers.clone();
         if let Some(fail) = &reply.fail_first {
             let failed = conversation.failures.entry((index, ask.turn)).or_default();
             if *failed < fail.times {
                 *failed += 1;
-                return (reply.delay, Duration::ZERO, Err(reply::error(&fail.error())));
+                return Pending { delay: reply.delay, headers, ..Pending::error(reply::error(&fail.error())) };
             }
         }
         drop(calls);
@@ -180,7 +192,7 @@ impl ScriptedModel {
             }
             None => reply::message(reply, ask),
         };
-        (reply.delay, reply.pace, result)
+        Pending { delay: reply.delay, pace: reply.pace, headers, turn: None, result }
     }
 
     /// Gives the answer and counts it. An answer that nobody waited for is not given, and so not counted.
@@ -218,6 +230,15 @@ impl ScriptedModel {
 }
 
 impl Calls {
+    fn arrived(&mut self) {
+        self.requests += 1;
+        if self.arrivals.len() >= MAX_ARRIVALS {
+            self.arrivals.pop_front();
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.arrivals.push_back(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    }
+
     fn conversation(&mut self, ask: &Ask) -> &mut ConversationCalls {
         if self.conversations.len() >= MAX_CONVERSATIONS && !self.conversations.contains_key(&ask.key) {
             self.conversations.shift_remove_index(0);
