@@ -72,6 +72,15 @@ pub struct ProviderLabels {
     pub provider: String,
 }
 
+/// Labels of a call of a model that was sent away before it began.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DeferLabels {
+    /// The provider by its configured name.
+    pub provider: String,
+    /// `limit` or `circuit`.
+    pub cause: &'static str,
+}
+
 /// Labels of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabels {
@@ -159,6 +168,12 @@ pub struct Metrics {
     pub llm_tokens: Family<TokenLabels, Counter>,
     /// What they cost, where models have prices.
     pub llm_cost: Family<ProviderLabels, Counter<f64, AtomicU64>>,
+    /// How long calls of models waited for their limit.
+    pub llm_limit_wait: Histograms<ProviderLabels>,
+    /// Calls of models that were sent away before they began.
+    pub llm_deferred: Family<DeferLabels, Counter>,
+    /// Models that are left alone because they keep failing.
+    pub llm_circuits_open: Family<ProviderLabels, Gauge>,
     /// Tool servers with an open session.
     pub mcp_up: Family<ServerLabels, Gauge>,
     /// Tools that a server offers and its configuration allows, as last listed.
@@ -221,6 +236,9 @@ impl Metrics {
             llm_duration: Family::new_with_constructor(call_histogram),
             llm_tokens: Family::default(),
             llm_cost: Family::default(),
+            llm_limit_wait: Family::new_with_constructor(call_histogram),
+            llm_deferred: Family::default(),
+            llm_circuits_open: Family::default(),
             mcp_up: Family::default(),
             mcp_connects: Family::default(),
             mcp_tools: Family::default(),
@@ -267,6 +285,14 @@ impl Metrics {
         );
         r.register("llm_tokens", "Tokens by kind", metrics.llm_tokens.clone());
         r.register("llm_cost_usd", "What tokens cost in US dollars", metrics.llm_cost.clone());
+        r.register_with_unit(
+            "llm_limit_wait",
+            "How long model calls waited for their limit",
+            Unit::Seconds,
+            metrics.llm_limit_wait.clone(),
+        );
+        r.register("llm_deferred", "Model calls sent away before they began", metrics.llm_deferred.clone());
+        r.register("llm_circuits_open", "Models left alone for failing", metrics.llm_circuits_open.clone());
         r.register("mcp_server_up", "Tool servers with an open session", metrics.mcp_up.clone());
         r.register("mcp_server_connects", "Sessions of tool servers opened", metrics.mcp_connects.clone());
         r.register("mcp_server_tools", "Tools of tool servers as last listed", metrics.mcp_tools.clone());

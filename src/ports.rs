@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use crate::domain::journal::JournalEntry;
 use crate::domain::message::{Completion, Conversation};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::Failure;
+use crate::domain::rate::{Amendment, Demand, RateWord, Verdict};
 use crate::domain::state::Snapshot;
 use crate::domain::tool::{Arguments, Progress, ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
@@ -113,6 +115,10 @@ pub struct LlmRequest {
     pub output_schema: Option<Arc<Value>>,
     /// Where the pieces of the answer are told while it is written; nothing where nobody watches.
     pub deltas: Option<Deltas>,
+    /// Whether the same can be had of another provider, so that nobody waits in line for this one.
+    pub elsewhere: bool,
+    /// Where it is told what the provider says of its limits; nothing where nobody asks.
+    pub rate_word: Option<Arc<OnceLock<RateWord>>>,
     /// Who calls and until when.
     pub context: CallContext,
 }
@@ -153,6 +159,27 @@ pub trait Llm {
 
     /// One completion. Dropping the future cancels the call.
     fn complete(&self, request: LlmRequest) -> impl Future<Output = Result<Completion, Failure>>;
+}
+
+/// What all workers together may ask of models, kept where each of them looks. An error says only that it could not be
+/// asked in time: whoever asks has to do without.
+pub trait SharedLimits: Send + Sync {
+    /// Charges a call of a model, or says when it has a chance.
+    fn reserve<'a>(
+        &'a self,
+        provider: &'a str,
+        model: &'a str,
+        demand: &'a Demand,
+    ) -> BoxFuture<'a, Result<Verdict, Failure>>;
+
+    /// Tells what became of a call. It is told once: what gets lost costs a part of the allowance until that has
+    /// filled up again.
+    fn amend<'a>(
+        &'a self,
+        provider: &'a str,
+        model: &'a str,
+        amendment: &'a Amendment,
+    ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 /// The tools that were found.

@@ -200,6 +200,7 @@ fn sample(key: &Key) -> String {
         ("lease.renew" | "retry.initial", _) => String::from("1s"),
         ("lease.duration", _) => String::from("61s"),
         ("retry.max", _) => String::from("31s"),
+        (path, _) if path.ends_with("breaker_max_pause") => String::from("61s"),
         ("events.hard_cap", _) => String::from("200000"),
         ("events.progress", _) => String::from("node.started"),
         ("tools.disable", _) => String::from("template"),
@@ -1250,6 +1251,7 @@ fn documented() -> Vec<Documented> {
             section = name
                 .replace("providers.anthropic", "providers.*")
                 .replace("servers.search", "servers.*")
+                .replace("limits.some-model", "limits.*")
                 .replace("prices.some-model", "prices.*")
                 .replace("prices.claude-sonnet-5-5", "prices.*");
             comment.clear();
@@ -1339,6 +1341,7 @@ fn table() -> String {
             .path
             .replace("servers.*", "servers.NAME")
             .replace("providers.*", "providers.NAME")
+            .replace("limits.*", "limits.MODEL")
             .replace("prices.*", "prices.MODEL")
             .replace(".*", ".KEY");
         let meaning = meaning.replace('|', "\\|");

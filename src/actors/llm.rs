@@ -1,18 +1,22 @@
-//! LlmActor: one provider of models. Bounds how many calls run at once and times them; speaking to the provider is
-//! the client's, trying again the mode's.
+//! LlmActor: one provider of models. Bounds how many calls run at once, lets its limits and breakers decide when one
+//! begins, and times them; speaking to the provider is the client's, trying again the mode's.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use tokio::sync::Semaphore;
 
+use crate::actors::circuit::Circuits;
 use crate::actors::messages::Complete;
+use crate::actors::pace::Pace;
 use crate::actors::supervise::DeathWatch;
-use crate::clients::llm::{LlmClient, Prices};
+use crate::clients::llm::{LlmClient, LlmError, Prices};
+use crate::domain::breaker::Sign;
 use crate::domain::message::{Completion, Usage};
 use crate::domain::outcome::{Category, Failure};
 use crate::metrics::{LlmLabels, Metrics, ProviderLabels, TokenLabels};
+use crate::ports::LlmRequest;
 
 /// One provider as the actor needs it; kept over its lives, so that limits hold across a rebuild.
 pub struct Provider {
@@ -24,6 +28,12 @@ pub struct Provider {
     pub prices: Prices,
     /// Calls that may run at once.
     pub slots: Arc<Semaphore>,
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// What its models may be asked.
+    pub pace: Pace,
+    /// Which of its models are left alone.
+    pub circuits: Circuits,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -52,20 +62,7 @@ impl Handler<Complete> for LlmActor {
         let provider = Arc::clone(&self.provider);
         Box::pin(async move {
             let deadline = request.context.deadline;
-            let call = async {
-                let _slot = provider.slots.acquire().await.expect("the semaphore is never closed");
-                let started = Instant::now();
-                let mut answer = provider.client.complete(&request).await;
-                if let Ok(completion) = &mut answer {
-                    let price = provider
-                        .prices
-                        .of(provider.client.model(&request))
-                        .or_else(|| provider.prices.of(&completion.model));
-                    completion.usage.cost = price.map(|price| price.of(&completion.usage));
-                }
-                provider.count(started, answer.as_ref().ok());
-                answer.map_err(Failure::from)
-            };
+            let call = provider.complete(request);
             tokio::select! {
                 // Dropping the call closes its connection, so that the provider stops writing.
                 () = cancel.cancelled() => Err(Failure::new(Category::Cancelled, "cancelled", "the call was cancelled")),
@@ -78,6 +75,31 @@ impl Handler<Complete> for LlmActor {
 }
 
 impl Provider {
+    async fn complete(&self, mut request: LlmRequest) -> Result<Completion, Failure> {
+        let model = self.client.model(&request).to_owned();
+        self.circuits.check(&model)?;
+        let place = self.pace.admit(&mut request, &model).await?;
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        // Who waited may find that the provider has failed meanwhile.
+        let passage = match self.circuits.enter(&model) {
+            Ok(passage) => passage,
+            Err(refused) => {
+                self.pace.leave(place, &model).await;
+                return Err(refused);
+            }
+        };
+        let started = Instant::now();
+        let mut answer = self.client.complete(&request).await;
+        if let Ok(completion) = &mut answer {
+            let price = self.prices.of(&model).or_else(|| self.prices.of(&completion.model));
+            completion.usage.cost = price.map(|price| price.of(&completion.usage));
+        }
+        self.count(started, answer.as_ref().ok());
+        passage.ended(answer.as_ref().err().map_or(Sign::Well, |error: &LlmError| error.sign(self.timeout)));
+        self.pace.settle(place, &model, &answer).await;
+        answer.map_err(Failure::from)
+    }
+
     fn count(&self, started: Instant, completion: Option<&Completion>) {
         let outcome = if completion.is_some() { "ok" } else { "failed" };
         let labels = LlmLabels { provider: self.name.clone(), outcome };

@@ -5,6 +5,7 @@
 //! travels with an item, [`supervise`] rebuilds what dies, [`progress`] and [`registrar`] tell the outside. [`mover`]
 //! brings nodes back that waited outside of the stream, [`janitor`] cleans up.
 
+pub mod circuit;
 pub mod custody;
 pub mod executor;
 pub mod handles;
@@ -15,6 +16,7 @@ pub mod llm;
 pub mod mcp;
 pub mod messages;
 pub mod mover;
+pub mod pace;
 pub mod pool;
 pub mod progress;
 pub mod publisher;

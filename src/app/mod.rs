@@ -20,6 +20,7 @@ use crate::actors::janitor::{Janitor, JanitorDeps};
 use crate::actors::kept::{Kept, Rollback};
 use crate::actors::lease::{Gate, LeaseDeps, LeaseKeeper};
 use crate::actors::mover::{Mover, MoverDeps};
+use crate::actors::pace::Sharing;
 use crate::actors::pool::ExecutorPool;
 use crate::actors::progress::{ProgressLog, write_until_closed};
 use crate::actors::publisher::{Publisher, PublisherDeps};
@@ -28,8 +29,8 @@ use crate::actors::registrar::Registrar;
 use crate::actors::store::StateStore as StoreActor;
 use crate::actors::supervise::supervise;
 use crate::clients::redis::{
-    Blobs, EventLog, JournalWriter, Keys, Leases, Link, ParkingLot, Permissions, RedisError, ServerFacts, Settler,
-    StateStore, Upkeep, WorkStreams, WorkerRegistry, preflight,
+    Blobs, EventLog, JournalWriter, Keys, Leases, Link, ParkingLot, Permissions, RateLimits, RedisError, ServerFacts,
+    Settler, StateStore, Upkeep, WorkStreams, WorkerRegistry, preflight,
 };
 use crate::config::Config;
 use crate::domain::event::EventType;
@@ -158,7 +159,12 @@ impl Worker {
         let (listener, address) = listen(&config.http).with_context(|| {
             format!("listening on {}:{} (http.bind, http.port)", config.http.bind, config.http.port)
         })?;
-        let running = Running::start(&config, functions, &health, &metrics, &phases.drain, &phases.end)?;
+        let sharing = Sharing {
+            // A connection of their own, on the thread of the models, which is made when the first limit is asked.
+            limits: Some(Arc::new(RateLimits::new(Link::new(&config.redis)?, keys.clone()))),
+            patience: Some(config.retry.park_after),
+        };
+        let running = Running::start(&config, functions, &health, &metrics, &sharing, &phases.drain, &phases.end)?;
         let facts = Facts { worker_id: worker_id.clone(), health: Arc::clone(&health), metrics: Arc::clone(&metrics) };
         let server = serve(listener, &config.http, facts, Arc::new(Catalogue::new(&running)))?;
         let http = server.handle();

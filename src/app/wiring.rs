@@ -7,9 +7,11 @@ use actix::{Actor, Addr, Arbiter, Context};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::actors::circuit::Circuits;
 use crate::actors::handles::{LlmHandle, ToolHandle};
 use crate::actors::llm::{LlmActor, Provider};
 use crate::actors::mcp::{McpSessionActor, Server};
+use crate::actors::pace::{Pace, Sharing};
 use crate::actors::supervise::supervise;
 use crate::app::Refused;
 use crate::clients::llm::{LlmClient, Prices};
@@ -35,12 +37,13 @@ pub struct Running {
 
 impl Running {
     /// Starts an actor for each provider and each tool server, on a thread of their own; `functions` stand beside the
-    /// built-in ones.
+    /// built-in ones, and `sharing` says where the limits of models are kept.
     pub fn start(
         config: &Config,
         functions: &Registry,
         health: &Arc<Health>,
         metrics: &Arc<Metrics>,
+        sharing: &Sharing,
         draining: &CancellationToken,
         end: &CancellationToken,
     ) -> anyhow::Result<Self> {
@@ -57,6 +60,9 @@ impl Running {
                 client,
                 prices: own,
                 slots: Arc::new(Semaphore::new(provider.concurrency.get())),
+                timeout: provider.timeout,
+                pace: Pace::new(name, provider, sharing.clone(), Arc::clone(metrics)),
+                circuits: Circuits::new(name, provider, Arc::clone(metrics)),
                 metrics: Arc::clone(metrics),
             });
             let on = arbiter.handle();

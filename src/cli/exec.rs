@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::handles::{LlmHandle, ToolHandle};
+use crate::actors::pace::Sharing;
 use crate::app::wiring::Running;
 use crate::cli::{FAILED, Settings, fail, print_line, print_note, read_input, read_object};
 use crate::domain::blob::BlobRef;
@@ -61,7 +62,8 @@ pub fn run(settings: &Settings, args: &ExecArgs) -> u8 {
     let report = System::new().block_on(async {
         let (health, metrics) = (Arc::new(Health::new(Duration::MAX)), Arc::new(Metrics::new("exec")));
         let end = CancellationToken::new();
-        let running = Running::start(&config, &settings.functions, &health, &metrics, &CancellationToken::new(), &end)?;
+        let (sharing, draining) = (Sharing::default(), CancellationToken::new());
+        let running = Running::start(&config, &settings.functions, &health, &metrics, &sharing, &draining, &end)?;
         let ports = LocalPorts {
             llm: running.llm.clone(),
             tools: running.tools.clone(),

@@ -20,7 +20,7 @@ pub mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -307,6 +307,16 @@ impl PriceConfig {
     }
 }
 
+/// What one model may be asked by all workers together, where it is not what holds for its provider.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelLimits {
+    /// Requests in a minute.
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Tokens in a minute, read and written together.
+    pub tokens_per_minute: Option<NonZeroU64>,
+}
+
 /// When something is done that depends on the call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -355,6 +365,25 @@ pub struct ProviderConfig {
     pub connect_timeout: Duration,
     /// Calls of this process at once.
     pub concurrency: NonZeroUsize,
+    /// Requests of all workers together in a minute, for each model; no limit without it.
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Tokens of all workers together in a minute, read and written, for each model; no limit without it.
+    pub tokens_per_minute: Option<NonZeroU64>,
+    /// How much of the requests may be saved up and made at once: as many as come together in this time.
+    #[serde(with = "duration")]
+    pub burst: Duration,
+    /// Limits by model, where they are not the provider's.
+    pub limits: BTreeMap<String, ModelLimits>,
+    /// Whether what the provider says of its limits (rate headers, `retry-after`) holds for all workers.
+    pub rate_headers: When,
+    /// Failures in a row after which this process leaves a model alone for a while; 0 never does.
+    pub breaker_failures: u32,
+    /// How long it is left alone at first; each failed probe doubles it.
+    #[serde(with = "duration")]
+    pub breaker_pause: Duration,
+    /// The longest that it is left alone before one call probes it.
+    #[serde(with = "duration")]
+    pub breaker_max_pause: Duration,
     /// Prices by model, where they are not those of `llm.prices`.
     pub prices: BTreeMap<String, PriceConfig>,
     /// openai: which of the two protocols is spoken.
@@ -401,6 +430,14 @@ impl Default for ProviderConfig {
             stall_timeout: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(5),
             concurrency: NonZeroUsize::new(256).expect("256 is not zero"),
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            burst: Duration::from_secs(10),
+            limits: BTreeMap::new(),
+            rate_headers: When::Auto,
+            breaker_failures: 10,
+            breaker_pause: Duration::from_secs(5),
+            breaker_max_pause: Duration::from_secs(60),
             prices: BTreeMap::new(),
             api: Api::Auto,
             max_tokens_as: MaxTokensAs::Auto,

@@ -195,6 +195,12 @@ const UNKNOWN_OUTCOME: Kind = Kind::OneOf(&["ask_model", "fail", "retry"]);
 /// What a model costs.
 const PRICE: Kind = Kind::Number { unit: "US dollars for a million tokens" };
 
+/// Requests in a minute.
+const RATE: Kind = count(1, u32::MAX as u64, "requests a minute");
+
+/// Tokens in a minute.
+const TOKENS: Kind = count(1, 1_000_000_000_000, "tokens a minute");
+
 /// When something is done that depends on the call.
 const WHEN: Kind = Kind::OneOf(&["auto", "always", "never"]);
 
@@ -242,12 +248,21 @@ pub const KEYS: &[Key] = &[
     key("llm.providers.*.stall_timeout", time(1)).or("2m"),
     key("llm.providers.*.connect_timeout", time(1)).or("5s"),
     key("llm.providers.*.concurrency", count(1, 100_000, "calls")).or("256"),
+    key("llm.providers.*.requests_per_minute", RATE),
+    key("llm.providers.*.tokens_per_minute", TOKENS),
+    key("llm.providers.*.burst", time(0)).or("10s"),
+    key("llm.providers.*.rate_headers", WHEN).or("auto"),
+    key("llm.providers.*.breaker_failures", count(0, u32::MAX as u64, "failures")).or("10"),
+    key("llm.providers.*.breaker_pause", time(100)).or("5s"),
+    key("llm.providers.*.breaker_max_pause", time(100)).or("1m"),
     key("llm.providers.*.api", Kind::OneOf(&["auto", "chat", "responses"])).or("auto"),
     key("llm.providers.*.max_tokens_as", Kind::OneOf(&["auto", "max_tokens", "max_completion_tokens"])).or("auto"),
     key("llm.providers.*.structured_output", Kind::OneOf(&["json_schema", "json_object", "prompt"])).or("json_schema"),
     key("llm.providers.*.reasoning_history", Kind::Bool).or("true"),
     key("llm.providers.*.images", Kind::Bool).or("true"),
     key("llm.providers.*.script", Kind::Text),
+    key("llm.providers.*.limits.*.requests_per_minute", RATE),
+    key("llm.providers.*.limits.*.tokens_per_minute", TOKENS),
     key("llm.providers.*.prices.*.input", PRICE),
     key("llm.providers.*.prices.*.output", PRICE),
     key("llm.providers.*.prices.*.cache_read", PRICE),

@@ -65,6 +65,15 @@ pub fn warnings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Stri
                  {vendors_own} or {key} in the file"
             ));
         }
+        if let Some(tokens) = provider.tokens_per_minute
+            && tokens.get() < u64::from(provider.max_tokens.get())
+        {
+            let (limit, written) = (dotted(&["llm", "providers", name, "tokens_per_minute"]), provider.max_tokens);
+            warnings.push(format!(
+                "{limit} is less than the {written} tokens that one call may write, so calls go one at a time; \
+                 lower max_tokens of the provider or of the nodes"
+            ));
+        }
         if provider.kind == ProviderKind::Scripted && provider.api_key.is_some() {
             warnings.push(format!("provider {name} is scripted, so its key is not used"));
         }
@@ -229,6 +238,17 @@ impl Check<'_> {
                     }
                 }
             }
+        }
+        let (pause, longest) = (provider.breaker_pause, provider.breaker_max_pause);
+        if pause > longest {
+            self.blame(
+                &[&key("breaker_pause"), &key("breaker_max_pause")],
+                format!(
+                    "a first pause of {} is longer than the longest of {}; breaker_pause must be at most breaker_max_pause",
+                    format_duration(pause),
+                    format_duration(longest)
+                ),
+            );
         }
         if let Some(secret) = &provider.api_key {
             self.secret_header(&key("api_key"), secret);

@@ -2,6 +2,7 @@
 //! No I/O, no async and no actor lives here, so every rule can be tested as a value.
 
 pub mod blob;
+pub mod breaker;
 pub mod cancel;
 pub mod delta;
 pub mod event;
@@ -11,6 +12,7 @@ pub mod message;
 pub mod node;
 pub mod outcome;
 pub mod price;
+pub mod rate;
 pub mod republish;
 pub mod settlement;
 pub mod state;

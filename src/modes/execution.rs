@@ -149,6 +149,8 @@ impl<P: Ports> Execution<'_, P> {
             tools_allowed: dialogue.tools_allowed(),
             output_schema: brief.output_schema.clone(),
             deltas: deltas.clone(),
+            elsewhere: false,
+            rate_word: None,
             context: self.context(CallSite::Turn(turn)),
         };
         let mut call = pin!(self.ask_any(request, dialogue.provider(), turn));

@@ -26,9 +26,9 @@ impl<P: Ports> Execution<'_, P> {
         let mut routes = routes.into_iter().peekable();
         while let Some(Route { provider, settings }) = routes.next() {
             let author = settings.author();
-            let request = LlmRequest { settings, ..request.clone() };
-            let operation = || self.attempt(Class::Safe, self.ports.llm().complete(request.clone()));
             let elsewhere = routes.peek().is_some();
+            let request = LlmRequest { settings, elsewhere, ..request.clone() };
+            let operation = || self.attempt(Class::Safe, self.ports.llm().complete(request.clone()));
             let failure = match self.step("llm call", CallSite::Turn(turn), elsewhere, operation).await {
                 Ok(mut completion) => {
                     if !passed.is_empty() {

@@ -194,6 +194,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_asked_wait_after_the_other_ends_with_the_nodes_time_and_the_error_that_asked() {
+        let limited = Failure::retriable("rate_limited", "slow down").with_retry_after(Some(Duration::from_secs(60)));
+        let (result, tries, took) = run(u32::MAX, limited.clone(), LONG).await;
+        assert_eq!(result, Err(limited), "no attempt is used up");
+        assert!((9..=10).contains(&tries) && took < LONG, "{tries} tries in {took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_long_wait_parks_the_node_and_says_what_was_used_up() {
         let asked = Duration::from_secs(30);
         let limited = Failure::retriable("rate_limited", "slow down").with_retry_after(Some(asked));

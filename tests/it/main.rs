@@ -20,6 +20,7 @@ mod identity;
 mod janitor;
 mod journal;
 mod layouts;
+mod limits;
 mod local_model;
 mod malformed;
 mod modes;

@@ -8,6 +8,7 @@ mod journal;
 mod lease;
 mod open;
 mod parking;
+mod rate_limit;
 mod republish;
 mod settle;
 mod simulation;

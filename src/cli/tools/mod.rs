@@ -12,6 +12,7 @@ use actix::System;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
+use crate::actors::pace::Sharing;
 use crate::app::wiring::Running;
 use crate::cli::{Settings, WRONG_ARGUMENTS, complain, fail};
 use crate::config::Config;
@@ -61,7 +62,8 @@ where
         let (health, metrics) = (Arc::new(Health::new(Duration::MAX)), Arc::new(Metrics::new("tools")));
         let end = CancellationToken::new();
         let draining = CancellationToken::new();
-        let running = Running::start(config, &settings.functions, &health, &metrics, &draining, &end)?;
+        let running =
+            Running::start(config, &settings.functions, &health, &metrics, &Sharing::default(), &draining, &end)?;
         let running = Arc::new(running);
         let done = work(Arc::clone(&running)).await;
         end.cancel();

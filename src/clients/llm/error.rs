@@ -4,7 +4,8 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use super::status::StatusError;
+use super::status::{ErrorClass, StatusError};
+use crate::domain::breaker::Sign;
 use crate::domain::outcome::{Category, Failure};
 use crate::retry::Retry;
 
@@ -136,6 +137,48 @@ impl LlmError {
             | Self::Truncated { .. }
             | Self::BrokenStream { .. } => Retry::After(None),
             Self::Status(error) => error.retry(),
+        }
+    }
+
+    /// What it says of the provider's health; `patience` is how long the provider itself may take for an answer.
+    pub fn sign(&self, patience: Duration) -> Sign {
+        match self {
+            Self::Config { .. } | Self::NotConfigured { .. } | Self::TooLarge { .. } | Self::Malformed { .. } => {
+                Sign::None
+            }
+            // A node that has no time left says nothing of the provider.
+            Self::TimedOut { limit, .. } if *limit < patience => Sign::None,
+            Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::Stalled { .. }
+            | Self::Interrupted { .. }
+            | Self::Truncated { .. }
+            | Self::BrokenStream { .. } => Sign::Sick,
+            Self::Status(error) => error.class().sign(),
+        }
+    }
+
+    /// Whether tokens may have been used although there is no answer.
+    pub fn may_have_cost(&self) -> bool {
+        match self {
+            Self::Config { .. } | Self::NotConfigured { .. } | Self::Connect { .. } | Self::Status(_) => false,
+            Self::TimedOut { .. }
+            | Self::Stalled { .. }
+            | Self::Interrupted { .. }
+            | Self::Truncated { .. }
+            | Self::BrokenStream { .. }
+            | Self::TooLarge { .. }
+            | Self::Malformed { .. } => true,
+        }
+    }
+
+    /// How long the provider wants nobody to ask: it has no room, and said until when.
+    pub fn closed_for(&self) -> Option<Duration> {
+        match self {
+            Self::Status(error) if matches!(error.class(), ErrorClass::RateLimited | ErrorClass::Overloaded) => {
+                error.retry_after
+            }
+            _ => None,
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) fn request(prompt: &str) -> LlmRequest {
         tools_allowed: true,
         output_schema: None,
         deltas: None,
+        elsewhere: false,
+        rate_word: None,
         context: CallContext {
             graph_id: GraphId::new("g").expect("an id"),
             node_id: NodeId::new("n").expect("an id"),

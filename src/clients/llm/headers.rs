@@ -7,7 +7,7 @@ use reqwest::header::HeaderMap;
 use super::status::StatusError;
 
 /// No wait that a provider asks for is taken as longer.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 /// Characters of a provider's error message that are kept.
 const MAX_MESSAGE_CHARS: usize = 500;
 
@@ -65,7 +65,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     wait.filter(|wait| !wait.is_zero()).map(|wait| wait.min(MAX_RETRY_AFTER))
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
 }
 

@@ -3,12 +3,14 @@
 
 mod anthropic;
 mod error;
+pub mod estimate;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod headers;
 mod history;
 mod openai;
 mod prices;
+mod rate_headers;
 mod schema;
 pub mod script;
 mod scripted;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::error::named;
+use crate::domain::breaker::Sign;
 use crate::domain::outcome::{Category, OVERLOADED};
 use crate::retry::Retry;
 
@@ -171,6 +172,24 @@ impl ErrorClass {
             | Self::NotFound
             | Self::Refused
             | Self::Unexpected => false,
+        }
+    }
+
+    /// What it says of the provider's health.
+    pub(super) fn sign(self) -> Sign {
+        match self {
+            Self::Timeout | Self::Overloaded | Self::ServerError => Sign::Sick,
+            Self::Unexpected => Sign::None,
+            Self::InvalidRequest
+            | Self::ContextOverflow
+            | Self::RequestTooLarge
+            | Self::Authentication
+            | Self::Billing
+            | Self::Permission
+            | Self::NotFound
+            | Self::Conflict
+            | Self::RateLimited
+            | Self::Refused => Sign::Well,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -11,8 +11,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Response, Url, redirect};
 
 use super::error::{LlmError, root};
-use super::headers;
 use super::sse::{Event, EventReader, SseError, StreamLimits};
+use super::{headers, rate_headers};
 use crate::clients::tls;
 use crate::config::ProviderConfig;
 use crate::ports::LlmRequest;
@@ -73,6 +73,12 @@ impl Transport {
             call = call.header("traceparent", parent);
         }
         let response = call.body(body).send().await.map_err(|error| self.failed(error, limit, None))?;
+        if let Some(told) = &request.rate_word
+            && let Some(word) = rate_headers::read(response.headers(), Instant::now(), SystemTime::now())
+        {
+            // Each call has a place of its own, so nobody was before us.
+            let _ = told.set(word);
+        }
         let request_id = headers::request_id(response.headers());
         let status = response.status().as_u16();
         tracing::debug!(

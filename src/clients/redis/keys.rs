@@ -84,6 +84,11 @@ impl Keys {
         self.join("events:", kind.as_str())
     }
 
+    /// What all workers together may still ask of a model.
+    pub fn limit(&self, provider: &str, model: &str) -> String {
+        format!("{}limit:{provider}:{model}", self.prefix)
+    }
+
     /// A worker's entry in the registry.
     pub fn worker(&self, id: &str) -> String {
         self.join("workers:", id)
@@ -123,6 +128,7 @@ mod tests {
         assert_eq!(keys.parked_bodies("executor.work"), "dago:parked-bodies:executor.work");
         assert_eq!(keys.crashes("executor.work"), "dago:crashes:executor.work");
         assert_eq!(keys.events(EventType::NodeCompleted), "dago:events:node.completed");
+        assert_eq!(keys.limit("claude", "m/1"), "dago:limit:claude:m/1");
         assert_eq!(keys.worker("w"), "dago:workers:w");
         assert_eq!(keys.dead("executor.work"), "executor.work:dead");
     }

@@ -21,6 +21,7 @@ mod link;
 mod members;
 mod overview;
 mod parking;
+mod rate_limit;
 mod reconcile;
 mod record;
 mod registry;
@@ -46,6 +47,7 @@ pub use letter::{LETTER_BYTES, Letter};
 pub use link::Link;
 pub use overview::{Holder, StreamOverview, overview, registered};
 pub use parking::{Moved, ParkingLot, Waiting};
+pub use rate_limit::RateLimits;
 pub use reconcile::{NodeStates, Reconciler};
 pub use registry::WorkerRegistry;
 pub use server::{
