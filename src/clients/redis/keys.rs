@@ -1,5 +1,6 @@
 //! The names of our keys. Work streams and the dead-letter streams beside them bear no prefix: the operator names them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::domain::event::EventType;
@@ -35,7 +36,7 @@ impl Keys {
 
     /// The journal of one identity.
     pub fn journal(&self, graph: &GraphId, node: &NodeId, run: &RunId) -> String {
-        format!("{}journal:{graph}:{node}:{run}", self.prefix)
+        format!("{}journal:{}:{}:{run}", self.prefix, part(graph.as_str()), part(node.as_str()))
     }
 
     /// A large output.
@@ -45,7 +46,7 @@ impl Keys {
 
     /// What the keys of all large outputs of a node begin with.
     pub fn blobs_of(&self, graph: &GraphId, node: &NodeId) -> String {
-        format!("{}blob:{graph}:{node}:", self.prefix)
+        format!("{}blob:{}:{}:", self.prefix, part(graph.as_str()), part(node.as_str()))
     }
 
     /// Where one owner of an entry puts its large output until it settles.
@@ -108,8 +109,16 @@ impl Keys {
     }
 }
 
+/// An id that another one follows in a key: its colons are escaped, as in a URL, or ids could run into each other and two
+/// nodes share a key. The last id of a key needs none of this, and ids without `:` and `%` stay as they are.
+fn part(id: &str) -> Cow<'_, str> {
+    if id.contains([':', '%']) { id.replace('%', "%25").replace(':', "%3A").into() } else { id.into() }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -131,5 +140,25 @@ mod tests {
         assert_eq!(keys.limit("claude", "m/1"), "dago:limit:claude:m/1");
         assert_eq!(keys.worker("w"), "dago:workers:w");
         assert_eq!(keys.dead("executor.work"), "executor.work:dead");
+    }
+
+    #[test]
+    fn ids_with_colons_do_not_run_into_each_other() {
+        let keys = Keys::new("dago:");
+        let graph = |id: &str| GraphId::new(id).expect("an id");
+        let node = |id: &str| NodeId::new(id).expect("an id");
+        let run = |id: &str| RunId::new(id).expect("an id");
+        let alike =
+            [("a", "b:c", "d"), ("a:b", "c", "d"), ("a", "b", "c:d"), ("a%3Ab", "c", "d"), ("a%253Ab", "c", "d")];
+        for key in [Keys::journal, Keys::blob] {
+            let names: HashSet<String> =
+                alike.iter().map(|(g, n, r)| key(&keys, &graph(g), &node(n), &run(r))).collect();
+            assert_eq!(names.len(), alike.len(), "{names:?}");
+        }
+        let other = keys.blob(&graph("g"), &node("n:m"), &run("r"));
+        assert!(!other.starts_with(&keys.blobs_of(&graph("g"), &node("n"))), "{other} is not of node n");
+        // What others read keeps its name, and so does a run that is named after its entry.
+        assert_eq!(keys.state(&graph("a:b%")), "dago:state:a:b%");
+        assert_eq!(keys.journal(&graph("g"), &node("n"), &run("s:w/1-0%")), "dago:journal:g:n:s:w/1-0%");
     }
 }
