@@ -96,7 +96,9 @@ fn server(item: &str) -> Result<Listed, String> {
             Some(Host::Domain(host)) => host.split('.').next().unwrap_or_default().to_owned(),
             // An address has no labels: any part of it alone would be that of its neighbours too.
             Some(Host::Ipv4(address)) => address.to_string().replace('.', "-"),
-            Some(Host::Ipv6(_)) | None => String::new(),
+            // The eight groups in full, for `::1` would begin with hyphens as a flag does.
+            Some(Host::Ipv6(address)) => address.segments().map(|group| format!("{group:x}")).join("-"),
+            None => String::new(),
         },
     };
     if !is_name(&name) {
@@ -136,6 +138,11 @@ mod tests {
             owned(&[("10-0-0-1", "http://10.0.0.1/mcp"), ("10-0-0-2", "http://10.0.0.2:9/mcp")])
         );
         assert!(problem("http://10.0.0.1:1/,http://10.0.0.1:2/").contains("both called `10-0-0-1`"));
+        assert_eq!(
+            pairs("http://[::1]:80/,http://[2001:DB8::a:1]/mcp"),
+            owned(&[("0-0-0-0-0-0-0-1", "http://[::1]:80/"), ("2001-db8-0-0-0-0-a-1", "http://[2001:DB8::a:1]/mcp")])
+        );
+        assert!(problem("http://[::1]:1/,http://[0::0:1]:2/").contains("both called `0-0-0-0-0-0-0-1`"));
     }
 
     #[test]
@@ -166,7 +173,10 @@ mod tests {
         assert!(problem("a:8080").starts_with("server 1: must be `http(s)://"));
         assert!(problem("x=node server.js").contains("stdio"));
         assert!(problem("a b=http://x/").contains("its name must be"));
-        assert!(problem("http://x/,http://[::1]:80/").starts_with("server 2: its host gives no name"));
+        assert!(
+            problem("http://x/,http://tööls.example/,http://[::1/").contains("server 3: its address cannot be read")
+        );
+        assert!(problem("http://x/,http://a.b/,http://a%21b/").contains("server 3: its host gives no name"));
         assert!(problem("http://").contains("cannot be read"));
         assert!(problem("http://a/mcp,ftp://b/mcp").contains("after the comma"));
         assert!(problem("http://a/mcp,b d=http://b/mcp").contains("space"));
