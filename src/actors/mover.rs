@@ -66,6 +66,12 @@ impl Actor for Mover {
     }
 }
 
+impl MoverDeps {
+    fn watch(&self) -> CancelWatch {
+        CancelWatch::new(self.link.clone(), self.keys.clone())
+    }
+}
+
 async fn move_until_stopped(deps: &MoverDeps) {
     let round = (deps.park_after / 2).clamp(SHORTEST_ROUND, LONGEST_ROUND);
     let mut orders = Orders::new(deps);
@@ -98,16 +104,24 @@ async fn move_until_stopped(deps: &MoverDeps) {
 
 /// Looks for orders to stop that are for waiting nodes, some of them at a time.
 struct Orders {
-    watch: CancelWatch,
     next: Instant,
-    /// How far each stream's waiting nodes were asked about.
-    places: Vec<usize>,
+    /// One a stream.
+    rounds: Vec<Round>,
+}
+
+/// The way through the waiting nodes of one stream.
+#[derive(Default)]
+struct Round {
+    /// The part that is asked about next.
+    part: usize,
+    /// One a part: a watch forgets the graphs that it is not asked about, and a large document is read only after it
+    /// was asked about several times.
+    watches: Vec<CancelWatch>,
 }
 
 impl Orders {
     fn new(deps: &MoverDeps) -> Self {
-        let watch = CancelWatch::new(deps.link.clone(), deps.keys.clone());
-        Self { watch, next: Instant::now(), places: vec![0; deps.streams.len()] }
+        Self { next: Instant::now(), rounds: deps.streams.iter().map(|_| Round::default()).collect() }
     }
 
     async fn look(&mut self, deps: &MoverDeps) -> Result<(), RedisError> {
@@ -115,15 +129,20 @@ impl Orders {
             return Ok(());
         }
         self.next = Instant::now() + deps.heartbeat;
-        for (stream, place) in deps.streams.iter().zip(&mut self.places) {
-            let waiting = deps.parking.waiting(stream, *place, ASKED).await?;
-            *place = if waiting.len() < ASKED { 0 } else { *place + ASKED };
+        for (stream, Round { part, watches }) in deps.streams.iter().zip(&mut self.rounds) {
+            let waiting = deps.parking.waiting(stream, *part * ASKED, ASKED).await?;
+            watches.resize_with(watches.len().max(*part + 1), || deps.watch());
+            if waiting.len() < ASKED {
+                watches.truncate(*part + 1);
+            }
+            let watch = &mut watches[*part];
+            *part = if waiting.len() < ASKED { 0 } else { *part + 1 };
             let known: Vec<&Waiting> = waiting.iter().filter(|waiting| waiting.node.is_some()).collect();
             let nodes: Vec<_> = known.iter().filter_map(|waiting| waiting.node.clone()).collect();
             if nodes.is_empty() {
                 continue;
             }
-            let orders = self.watch.look(&nodes).await?;
+            let orders = watch.look(&nodes).await?;
             let stopped: Vec<_> =
                 known.into_iter().zip(orders).filter_map(|(node, order)| order.and(Some(node))).collect();
             let hastened = deps.parking.hasten(stream, &stopped).await?;

@@ -213,3 +213,36 @@ async fn an_order_to_stop_ends_a_waiting_node_long_before_its_wait_is_over() {
     bed.ended(4).await;
     assert_clean(&bed).await;
 }
+
+#[tokio::test]
+async fn an_order_in_a_large_document_reaches_nodes_that_wait_whichever_stream_they_came_from() {
+    let script = "rules:\n  - reply: {error: {status: 429, retry_after: 600s}}\n";
+    let (bed, model) = (Bed::new().await, Model::start(script));
+    let second = format!("{}.second", bed.stream);
+    let streams = format!("{},{second}", bed.stream);
+    let _worker = spec(&bed, &model, "w1").set("work.streams", streams).start().ready().await;
+    let mut graphs = Vec::new();
+    for stream in [&bed.stream, &second] {
+        let graph = format!("of {stream}");
+        // Read for its status every other time that it is looked for orders, unless it is forgotten in between.
+        let padding = "x".repeat(100 * 1024);
+        bed.put_state(Layout::Document, &graph, &json!({"status": "running", "padding": padding})).await;
+        let mut item = item("n", asking("whatever"));
+        item["graph_id"] = json!(graph);
+        bed.ask::<String>(&["XADD", stream, "*", "data", &item.to_string()]).await;
+        eventually("its node is parked", async || {
+            let parked: usize = bed.ask(&["ZCARD", &bed.key(&format!("parked:{stream}"))]).await;
+            (parked == 1).then_some(())
+        })
+        .await;
+        graphs.push((graph, padding));
+    }
+    for (graph, padding) in &graphs {
+        bed.put_state(Layout::Document, graph, &json!({"status": "cancelled", "padding": padding})).await;
+    }
+    let events = bed.ended(2).await;
+    for (graph, _) in &graphs {
+        let event = events.iter().find(|event| event["graph_id"] == graph.as_str()).expect("its end");
+        assert_eq!(event.failure(), ("cancelled", "graph_cancelled"));
+    }
+}

@@ -123,7 +123,7 @@ impl CancelWatch {
     pub async fn look(&mut self, nodes: &[(GraphId, NodeId)]) -> Result<Vec<Option<CancelOrder>>, RedisError> {
         let mut orders = vec![None; nodes.len()];
         let mut graphs = by_graph(nodes);
-        self.looks.retain(|graph, _| graphs.iter().any(|running| running.graph == graph));
+        self.looks.retain(|graph, _| graphs.binary_search_by(|running| running.graph.cmp(graph)).is_ok());
         for graphs in graphs.chunks_mut(BATCH) {
             let new = self.ask_each(graphs, nodes, &mut orders).await?;
             self.meet(graphs, &new).await?;
@@ -253,6 +253,7 @@ fn or_wrong_type<T>(answer: Result<T, RedisError>, instead: T) -> Result<T, Redi
     }
 }
 
+/// The nodes by their graphs, which are in the order of their names.
 fn by_graph(nodes: &[(GraphId, NodeId)]) -> Vec<Running<'_>> {
     let mut places: Vec<usize> = (0..nodes.len()).collect();
     places.sort_unstable_by(|&a, &b| nodes[a].0.cmp(&nodes[b].0));
