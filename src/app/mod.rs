@@ -389,23 +389,43 @@ async fn idle_by(permits: &Semaphore, size: usize, deadline: Instant) -> bool {
 /// Looks at the server once it answers. One that cannot be relied on is refused before anything is read from it.
 async fn inspect(link: Link, permissions: Permissions, address: &str) -> anyhow::Result<()> {
     // An unreachable server is no reason not to start; the look then follows as soon as it answers.
-    match facts(&link, &permissions).await {
-        Ok((facts, missing)) => Ok(check(&facts, &missing)?),
-        Err(error) => {
-            tracing::warn!(%error, address, "redis does not answer yet, waiting for it");
-            actix::spawn(async move {
-                loop {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    let Ok((facts, missing)) = facts(&link, &permissions).await else { continue };
+    let mut told = match facts(&link, &permissions).await {
+        Ok((facts, missing)) => return Ok(check(&facts, &missing)?),
+        Err(error) => error,
+    };
+    tell_wait(&told, address);
+    let address = String::from(address);
+    actix::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match facts(&link, &permissions).await {
+                Err(error) => {
+                    // One line for each kind of trouble, not one a try.
+                    if error.refuses_us() != told.refuses_us() {
+                        tell_wait(&error, &address);
+                        told = error;
+                    }
+                }
+                Ok((facts, missing)) => {
                     if let Err(refused) = check(&facts, &missing) {
                         tracing::error!(%refused, "the worker stops");
                         System::current().stop_with_code(EXIT_CONFIG);
                     }
                     return;
                 }
-            });
-            Ok(())
+            }
         }
+    });
+    Ok(())
+}
+
+/// Says why the start has to wait for Redis. It may let us in later: passwords are changed on both sides in turn.
+fn tell_wait(error: &RedisError, address: &str) {
+    if error.refuses_us() {
+        tracing::error!(%error, address, "redis refuses us, waiting for it; check REDIS_PASS (`redis.password`) and \
+            REDIS_DB (`redis.db`)");
+    } else {
+        tracing::warn!(%error, address, "redis does not answer yet, waiting for it");
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::harness::bed::Bed;
 use crate::harness::eventually;
 use crate::harness::redis::{RedisServer, connect};
-use crate::harness::worker::Spec;
+use crate::harness::worker::{Spec, Worker};
 
 /// The lines that are not log records.
 fn words(output: &str) -> String {
@@ -176,6 +176,14 @@ async fn a_user_who_may_not_run_what_results_need_is_refused_before_work_is_read
     bed.ended(2).await;
 }
 
+/// The start says that Redis is there and does not let us in, and which settings may be wrong.
+async fn refused_us(worker: &Worker) {
+    let told = worker.said("redis refuses us").await;
+    let words = told["message"].as_str().unwrap_or_default();
+    assert!(words.contains("REDIS_PASS") && words.contains("REDIS_DB"), "{told}");
+    assert!(!worker.log().contains("does not answer yet"), "it does answer: {}", worker.log());
+}
+
 #[tokio::test]
 async fn a_password_is_used_and_never_shown() {
     let bed = Bed::with_own_redis(&[]).await;
@@ -205,6 +213,10 @@ async fn a_password_is_used_and_never_shown() {
     let record = worker.said("reading work failed").await;
     assert!(record["error"].as_str().is_some_and(|error| error.contains("REDIS_PASS")), "{record}");
     assert_eq!(worker.get("/live").await.status, 200);
+    refused_us(&worker).await;
+    // Somebody sets it right on the other side.
+    bed.ask::<()>(&["CONFIG", "SET", "requirepass", "wrong"]).await;
+    worker.answers("/ready", 200).await;
 }
 
 #[tokio::test]
@@ -240,6 +252,7 @@ async fn a_database_that_redis_does_not_have_is_named_by_its_setting() {
     assert!(error.contains("REDIS_DB") && error.contains("out of range"), "{record}");
     assert!(!error.contains("cannot be reached"), "it was reached: {record}");
     assert_eq!(worker.answers("/ready", 503).await.status, 503);
+    refused_us(&worker).await;
 }
 
 #[tokio::test]

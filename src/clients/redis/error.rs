@@ -169,6 +169,11 @@ impl RedisError {
         }
     }
 
+    /// Whether the server is there and does not let us in, which only somebody who changes a setting can end.
+    pub fn refuses_us(&self) -> bool {
+        matches!(self, Self::Auth { .. } | Self::Refused { .. })
+    }
+
     /// Whether trying the same again may help.
     pub fn retry(&self) -> Retry {
         match self {
