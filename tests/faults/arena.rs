@@ -48,6 +48,8 @@ pub struct Watch {
     pub pauses: usize,
     pub stops: usize,
     pub wire_faults: usize,
+    /// Second workers of one name.
+    pub twins: usize,
     pub in_flight_at_faults: usize,
     pub in_flight_at_pauses: usize,
     pub longest_takeover: Duration,

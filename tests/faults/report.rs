@@ -15,12 +15,13 @@ pub fn table(storm: Storm, arena: &Arena, evidence: &Evidence, verdict: &Verdict
     let effects: u32 = evidence.effects.values().map(|effect| effect.times).sum();
     let mebibytes = |bytes: Option<&u64>| bytes.map_or(0, |bytes| bytes / 1024 / 1024);
     let memory = &evidence.memory;
-    let rows: [(&str, String); 22] = [
+    let rows: [(&str, String); 23] = [
         ("items", storm.items.to_string()),
         ("worker kills (`SIGKILL`)", watch.kills.to_string()),
         ("Redis faults", watch.redis_faults.to_string()),
         ("worker pauses beyond the lease (`SIGSTOP`)", watch.pauses.to_string()),
         ("workers told to stop (`SIGTERM`)", watch.stops.to_string()),
+        ("second workers of one name", watch.twins.to_string()),
         ("network faults", watch.wire_faults.to_string()),
         ("answers of settlements lost", arena.wire.lost().to_string()),
         ("**lost**", figures.lost.to_string()),

@@ -9,7 +9,7 @@ use super::checker::{Rules, Verdict, judge};
 use super::harness::eventually;
 use super::items::{Entry, Kind, Work, item};
 use super::report::table;
-use super::storm::{Storm, rage};
+use super::storm::{Storm, lulls, rage};
 
 /// What the worker is held to. A completion that nobody has put on record yet is paid for again when its worker dies.
 const RULES: Rules = Rules { completions_may_repeat: true, memory_must_be_judged: false };
@@ -38,6 +38,7 @@ async fn weather(storm: Storm, rules: Rules, env: &[(&str, &str)]) -> (Verdict, 
     let evidence = arena.evidence(&work).await;
     let mut verdict = judge(&evidence, rules);
     verdict.problems.extend(arena.watch.accidents.iter().cloned());
+    verdict.problems.extend(lulls(&arena, storm));
     let table = table(storm, &arena, &evidence, &verdict, started.elapsed());
     if !verdict.problems.is_empty() {
         let stalled = arena.watch.stalled.as_deref().unwrap_or("nobody");

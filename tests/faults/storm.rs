@@ -26,6 +26,8 @@ pub struct Storm {
 const TICK_MS: std::ops::RangeInclusive<u64> = 250..=1000;
 /// Ticks that the faults may be ahead of the work: Redis takes none while it is away, and workers die all the same.
 const AHEAD: usize = 32;
+/// Kills from which on every kind of fault happens; that one does not is drawn less than once in a thousand runs.
+const MANY: usize = 120;
 /// Longer than every lease, grace and deadline of a command.
 const LONG: Duration = Duration::from_secs(30);
 
@@ -69,6 +71,25 @@ pub async fn rage(arena: &mut Arena, work: &Work, storm: Storm) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     weather.calm().await;
+}
+
+/// What of a storm did not happen: a run that was met by less than it was meant to proves less.
+pub fn lulls(arena: &Arena, storm: Storm) -> Vec<String> {
+    let watch = &arena.watch;
+    // In a short storm the dice may leave out any one kind of what is drawn.
+    let drawn = usize::from(storm.kills >= MANY);
+    let kinds = [
+        // None is killed when all that come to mind are frozen.
+        ("worker kills", watch.kills, storm.kills * 9 / 10),
+        ("Redis faults", watch.redis_faults, storm.redis_faults),
+        ("worker pauses", watch.pauses, drawn),
+        ("workers told to stop", watch.stops, drawn),
+        ("workers of one name", watch.twins, drawn),
+        ("network faults", watch.wire_faults, drawn),
+        ("lost answers of settlements", arena.wire.lost(), drawn),
+    ];
+    let few = kinds.into_iter().filter(|(_, happened, wanted)| happened < wanted);
+    few.map(|(kind, happened, wanted)| format!("no storm: {happened} {kind}, {wanted} wanted")).collect()
 }
 
 impl Weather<'_> {
@@ -130,6 +151,7 @@ impl Weather<'_> {
         let Some(slot) = self.other() else { return };
         // Nothing is executed again because of a namesake; it counts when it is told to stop.
         let twin = self.arena.fleet.twin(slot);
+        self.arena.watch.twins += 1;
         self.later(Duration::from_secs(2), Ends::Twin(twin));
     }
 
