@@ -21,6 +21,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Within this time after its start a worker begins its first pass.
 const FIRST: Duration = Duration::from_secs(1);
 
+/// How long one pass lets large outputs live on; the next one goes on with those that have waited longest.
+const PROLONGING: Duration = Duration::from_secs(10);
+
 /// What cleaning up needs.
 pub struct JanitorDeps {
     /// Consumers, parked work and counts.
@@ -106,7 +109,7 @@ impl JanitorDeps {
                 told("crashes", error);
             }
         }
-        if let Err(error) = self.blobs.prolong().await {
+        if let Err(error) = self.blobs.prolong(PROLONGING).await {
             told("large outputs", error);
         }
         if let Err(error) = self.events.trim_unread(self.maxlen).await {

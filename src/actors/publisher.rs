@@ -12,7 +12,7 @@ use crate::actors::custody::Custody;
 use crate::actors::kept::Kept;
 use crate::actors::messages::{DeadLetter, NodeFinished};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Blobs, Keys, Leases, ParkingLot, RedisError, Settled, Settlement, Settler};
+use crate::clients::redis::{Blobs, Keys, LargeOutput, Leases, ParkingLot, RedisError, Settled, Settlement, Settler};
 use crate::domain::blob::BlobRef;
 use crate::domain::outcome::{Failure, Outcome, Parking, Report};
 use crate::domain::settlement::{End, Execution, Written};
@@ -120,11 +120,11 @@ impl PublisherDeps {
         let execution = Execution { worker_id: &self.worker_id, delivery: &delivery, started_at, completed_at };
         let written = execution.write(ended, &report);
         let failure = match &report.outcome {
-            Outcome::Failed { failure, .. } => Some(failure.clone()),
+            Outcome::Failed { failure, .. } => Some(failure),
             _ => None,
         };
-        let mut settlement = settlement(&delivery, written, letter, failure.as_ref());
-        settlement.blob = blob;
+        let mut settlement = settlement(&delivery, written, letter, failure);
+        settlement.blob = blob.map(LargeOutput::new);
         failpoint::reach(Point::BeforeSettle);
         custody.settling();
         let settle = || failpoint::sent(Point::SettleSent, self.settler.settle(&settlement));
@@ -139,7 +139,7 @@ impl PublisherDeps {
         match answer {
             Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
                 self.health.processed(completed_at);
-                self.settled(&settlement, &report, failure.as_ref(), mode, took);
+                self.settled(&settlement, &report, failure, mode, took);
                 // The item itself may be large, and writing the result again needs only its names.
                 settlement.delivery = Arc::new(settlement.delivery.bare());
                 self.kept.keep(Arc::new(settlement), Instant::now());
@@ -206,7 +206,7 @@ impl PublisherDeps {
         let Parking { until, failure, waits, since } = parking;
         let attempt = waits.values().copied().max().unwrap_or_default();
         let meta = Meta {
-            origin: Some(String::from(delivery.meta.origin.as_deref().unwrap_or(delivery.entry.as_str()))),
+            origin: Some(delivery.meta.first_entry(&delivery.entry).to_string()),
             attempt,
             crashes: if custody.has_progressed() { 0 } else { delivery.crashes },
             redriven: delivery.meta.redriven,

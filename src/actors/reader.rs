@@ -18,7 +18,7 @@ use crate::actors::pool::ExecutorPool;
 use crate::actors::publisher::Publisher;
 use crate::actors::supervise::{DeathWatch, Post};
 use crate::clients::redis::{Leases, Letter, RawEntry, RedisError, Takeover, WorkStreams};
-use crate::domain::ids::{EntryId, WorkId};
+use crate::domain::ids::WorkId;
 use crate::domain::outcome::{Category, Failure, Outcome, Report};
 use crate::domain::work::{Delivery, Malformed, Meta, WorkItem, parse_entry};
 use crate::failpoint::{self, Point};
@@ -294,9 +294,8 @@ impl ReaderDeps {
             Ok((item, meta)) => {
                 custody.concerns(&item.graph_id, &item.node_id);
                 let crashes = died(&meta, &entry);
-                let origin = meta.origin.as_deref().map_or_else(|| entry.entry.clone(), EntryId::new);
                 let delivery = Delivery {
-                    work_id: WorkId::new(&entry.stream, &origin),
+                    work_id: WorkId::new(&entry.stream, &meta.first_entry(&entry.entry)),
                     stream: Arc::clone(&entry.stream),
                     entry: entry.entry.clone(),
                     token: entry.token.clone(),
@@ -332,8 +331,7 @@ impl ReaderDeps {
     fn malformed(&self, entry: RawEntry, malformed: Malformed, custody: Custody) {
         // An entry that was added again keeps the name of its work and the number of its ends.
         let meta = entry.meta.as_deref().and_then(|meta| serde_json::from_slice::<Meta>(meta).ok()).unwrap_or_default();
-        let origin = meta.origin.as_deref().map_or_else(|| entry.entry.clone(), EntryId::new);
-        let work_id = WorkId::new(&entry.stream, &origin);
+        let work_id = WorkId::new(&entry.stream, &meta.first_entry(&entry.entry));
         let letter = Letter {
             ids: malformed.ids.clone(),
             ..self.letter(&entry, malformed.reason, malformed.message.clone(), &work_id)

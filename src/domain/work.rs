@@ -49,6 +49,13 @@ pub struct Meta {
     pub since: Option<Timestamp>,
 }
 
+impl Meta {
+    /// The id under which the work first entered its stream, of which `entry` is the present one.
+    pub fn first_entry(&self, entry: &EntryId) -> EntryId {
+        self.origin.as_deref().map_or_else(|| entry.clone(), EntryId::new)
+    }
+}
+
 // The signature is serde's.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(count: &u32) -> bool {
@@ -181,8 +188,7 @@ pub fn parse_entry(
             Malformed::new("invalid_meta", format!("field `meta` is not the worker's own: {error}"))
         })?,
     };
-    let origin = meta.origin.as_deref().map_or_else(|| entry.clone(), EntryId::new);
-    Ok((WorkItem::parse(data, stream, &origin)?, meta))
+    Ok((WorkItem::parse(data, stream, &meta.first_entry(entry))?, meta))
 }
 
 /// Both shapes at once: an object in `data` makes it an envelope.

@@ -78,6 +78,24 @@ async fn a_run_that_is_repeated_leaves_an_output_of_its_own() {
 }
 
 #[tokio::test]
+async fn nodes_whose_ids_run_into_each_other_have_outputs_of_their_own() {
+    let say = |word: &str| format!("  - {{match: {{prompt: {word}}}, reply: {{text: {}}}}}\n", word.repeat(500));
+    let (bed, model) = (Bed::new().await, Model::start(&format!("rules:\n{}{}", say("one"), say("two"))));
+    let _worker = bed.worker_with_model("w1", &model).set("limits.inline_output", "1000").start().ready().await;
+    let mut blobs = Vec::new();
+    for (graph, node, word) in [("a:b", "c", "one"), ("a", "b:c", "two")] {
+        let config = json!({"llm_config": {"prompt": word}});
+        let item = json!({"graph_id": graph, "node_id": node, "run_id": "r", "config": config, "inputs": {}});
+        blobs.push(BlobRef::of(bed.run(&item).await.output()).expect("a reference"));
+    }
+    assert_eq!([&blobs[0].key, &blobs[1].key], [&bed.key("blob:a%3Ab:c:r"), &bed.key("blob:a:b%3Ac:r")]);
+    for blob in blobs {
+        let stored: Vec<u8> = bed.ask(&["GET", &blob.key]).await;
+        assert!(blob.fits(&stored), "{} holds the output of another node", blob.key);
+    }
+}
+
+#[tokio::test]
 async fn an_output_over_the_hard_limit_still_fails_the_node() {
     let (bed, model) = (Bed::new().await, model());
     let spec = bed.worker_with_model("w1", &model).set("limits.inline_output", "1000").set("limits.output", "4000");

@@ -5,8 +5,11 @@
 //! again, for it lives as long as its state does.
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use redis::Pipeline;
+use serde_json::value::RawValue;
 
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
@@ -24,7 +27,7 @@ use crate::retry::Retry;
 
 static PROLONG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/prolong.lua")));
 
-/// Blobs that one pass looks at.
+/// Blobs that one call of the script looks at.
 const LIMIT: usize = 200;
 
 /// Why a stored output cannot be had.
@@ -72,6 +75,35 @@ impl From<BlobError> for Failure {
     }
 }
 
+/// A large output on its way to its place.
+#[derive(Debug)]
+pub struct LargeOutput {
+    json: Box<RawValue>,
+    /// Whether it is known to stand beside its place, so that it need not be sent with each try to settle.
+    staged: AtomicBool,
+}
+
+impl LargeOutput {
+    /// An output, JSON, that is nowhere yet.
+    pub fn new(json: Box<RawValue>) -> Self {
+        Self { json, staged: AtomicBool::new(false) }
+    }
+
+    /// The output.
+    pub fn get(&self) -> &str {
+        self.json.get()
+    }
+
+    pub(super) fn is_staged(&self) -> bool {
+        self.staged.load(Ordering::Relaxed)
+    }
+
+    /// It does not stand there any more: it was moved, taken back, or lost.
+    pub(super) fn is_gone(&self) {
+        self.staged.store(false, Ordering::Relaxed);
+    }
+}
+
 /// The large outputs of all graphs.
 #[derive(Debug, Clone)]
 pub struct Blobs {
@@ -93,17 +125,18 @@ impl Blobs {
     }
 
     /// Puts an output beside its place. Nobody refers to it there, and it goes by itself.
-    pub(super) async fn stage(&self, delivery: &Delivery, output: &str) -> Result<(), RedisError> {
-        let item = &delivery.item;
-        let run = format!("{}\n{}\n{}", item.graph_id, item.node_id, item.run_id);
+    pub(super) async fn stage(&self, delivery: &Delivery, output: &LargeOutput) -> Result<(), RedisError> {
         let mut pipeline = Pipeline::with_capacity(2);
-        pipeline.cmd("SET").arg(self.keys.staged(delivery)).arg(output).arg("PX").arg(self.ttl_ms);
-        pipeline.cmd("ZADD").arg(self.keys.blobs()).arg(self.next_look()).arg(run);
-        self.link.pipeline(&pipeline).await?.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+        pipeline.cmd("SET").arg(self.keys.staged(delivery)).arg(output.get()).arg("PX").arg(self.ttl_ms);
+        pipeline.cmd("ZADD").arg(self.keys.blobs()).arg(self.next_look()).arg(Run::lines(&delivery.item));
+        let failed = self.link.pipeline(&pipeline).await?.into_iter().find_map(Result::err);
+        output.staged.store(failed.is_none(), Ordering::Relaxed);
+        failed.map_or(Ok(()), Err)
     }
 
     /// Takes back what was staged and will not be settled.
-    pub(super) async fn unstage(&self, delivery: &Delivery) -> Result<(), RedisError> {
+    pub(super) async fn unstage(&self, delivery: &Delivery, output: &LargeOutput) -> Result<(), RedisError> {
+        output.is_gone();
         let mut command = redis::cmd("UNLINK");
         command.arg(self.keys.staged(delivery));
         self.link.query(&command).await.map(drop)
@@ -126,9 +159,22 @@ impl Blobs {
         }
     }
 
-    /// Lets blobs live on whose states do, those first that were not looked at for longest. Gives the number looked
-    /// at; blobs are looked at again after half a state's life.
-    pub async fn prolong(&self) -> Result<usize, RedisError> {
+    /// Lets all blobs live on whose states do, as far as it comes `within` this time; each is looked at again after half
+    /// a state's life. Gives the number looked at.
+    pub async fn prolong(&self, within: Duration) -> Result<usize, RedisError> {
+        let begun = Instant::now();
+        let mut looked_at = 0;
+        loop {
+            let few = self.prolong_some().await?;
+            looked_at += few;
+            if few < LIMIT || begun.elapsed() >= within {
+                return Ok(looked_at);
+            }
+        }
+    }
+
+    /// Those first that were not looked at for longest.
+    async fn prolong_some(&self) -> Result<usize, RedisError> {
         let what = "a look through the blobs";
         let index = self.keys.blobs();
         let mut look = redis::cmd("ZRANGEBYSCORE");

@@ -33,7 +33,7 @@ mod state;
 mod stream;
 mod upkeep;
 
-pub use blob::{BlobError, Blobs};
+pub use blob::{BlobError, Blobs, LargeOutput};
 pub use cancel::{CancelOrders, CancelWatch};
 pub use dead_letters::{DeadLetter, DeadLetters, Pages, Redriven, Span};
 pub use ending::settled_by;

@@ -17,7 +17,7 @@ use crate::clients::redis::settle::{self, Settled};
 use crate::clients::redis::{lease, record};
 use crate::config::StateConfig;
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
-use crate::domain::work::{Delivery, Meta};
+use crate::domain::work::{Delivery, Meta, WorkItem};
 
 static PARK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
@@ -107,9 +107,9 @@ impl ParkingLot {
             .arg(record::parked(delivery))
             .arg(&*record::line(&delivery.work_id))
             .arg(lease::millis(until.saturating_duration_since(Instant::now())))
-            .arg(first_entry(delivery))
+            .arg(delivery.meta.first_entry(&delivery.entry).as_str())
             .arg(meta)
-            .arg(format!("{}\n{}\n{}", item.graph_id, item.node_id, item.run_id));
+            .arg(Run::lines(item));
         settle::answer(self.link.eval(&PARK, &call).await?).map(settle::Answer::settled)
     }
 
@@ -217,11 +217,6 @@ impl ParkingLot {
     }
 }
 
-/// The id under which the work first entered its stream.
-pub(super) fn first_entry(delivery: &Delivery) -> &str {
-    delivery.meta.origin.as_deref().unwrap_or(delivery.entry.as_str())
-}
-
 /// A piece of work whose wait is over.
 struct Due {
     first: String,
@@ -236,6 +231,11 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// The names of an item's run, a line each.
+    pub(super) fn lines(item: &WorkItem) -> String {
+        format!("{}\n{}\n{}", item.graph_id, item.node_id, item.run_id)
+    }
+
     /// Reads the three lines.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut lines = text.split('\n');

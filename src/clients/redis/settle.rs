@@ -6,10 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::Cmd;
-use serde_json::value::RawValue;
 use tokio::sync::Mutex;
 
-use crate::clients::redis::blob::Blobs;
+use crate::clients::redis::blob::{Blobs, LargeOutput};
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
 use crate::clients::redis::letter::Letter;
@@ -50,7 +49,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(100);
 const TURNS: usize = 64;
 
 /// Everything that the end of a run writes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settlement {
     /// Whose end it is.
     pub delivery: Arc<Delivery>,
@@ -66,8 +65,8 @@ pub struct Settlement {
     pub write_state: bool,
     /// A dead letter that goes with it.
     pub letter: Option<Letter>,
-    /// The output that the texts only refer to; see [`super::Blobs::key`].
-    pub blob: Option<Box<RawValue>>,
+    /// The output that the texts only refer to; where it will stand is [`super::Blobs::key`].
+    pub blob: Option<LargeOutput>,
 }
 
 /// What a settlement came to.
@@ -132,36 +131,49 @@ impl Settler {
     ///
     /// An entry that is not ours may be nobody's, because Redis lost its last writes: then it is ended all the same.
     pub async fn settle(&self, settlement: &Settlement) -> Result<Settled, RedisError> {
-        let Some(blob) = &settlement.blob else { return self.settle_staged(settlement).await };
-        self.blobs.stage(&settlement.delivery, blob.get()).await?;
-        let settled = self.settle_staged(settlement).await?;
-        if matches!(settled, Settled::Lost | Settled::Again) {
-            // Should this fail, what was staged goes by itself.
-            let _ = self.blobs.unstage(&settlement.delivery).await;
+        let Some(blob) = &settlement.blob else { return self.settle_staged(settlement).await.map(Answer::settled) };
+        let was_staged = blob.is_staged();
+        if !was_staged {
+            self.blobs.stage(&settlement.delivery, blob).await?;
         }
-        Ok(settled)
+        let mut answer = self.settle_staged(settlement).await?;
+        if was_staged && matches!(answer, Answer::Unstaged) {
+            // It stood there after an earlier try, and Redis has lost it since.
+            self.blobs.stage(&settlement.delivery, blob).await?;
+            answer = self.settle_staged(settlement).await?;
+        }
+        match &answer {
+            Answer::Settled(Settled::Lost | Settled::Again) => {
+                // Should this fail, what was staged goes by itself.
+                let _ = self.blobs.unstage(&settlement.delivery, blob).await;
+            }
+            Answer::Settled(Settled::Done | Settled::DoneStateGone) | Answer::Unstaged => blob.is_gone(),
+            Answer::Settled(Settled::Duplicate | Settled::Conflict | Settled::WrongType { .. })
+            | Answer::Document(_) => {}
+        }
+        Ok(answer.settled())
     }
 
-    async fn settle_staged(&self, settlement: &Settlement) -> Result<Settled, RedisError> {
+    async fn settle_staged(&self, settlement: &Settlement) -> Result<Answer, RedisError> {
         match self.settle_by(&SETTLE, settlement).await? {
-            Settled::Lost => self.settle_by(&SETTLE_UNCLAIMED, settlement).await,
+            Answer::Settled(Settled::Lost) => self.settle_by(&SETTLE_UNCLAIMED, settlement).await,
             answer => Ok(answer),
         }
     }
 
-    async fn settle_by(&self, script: &Script, settlement: &Settlement) -> Result<Settled, RedisError> {
+    async fn settle_by(&self, script: &Script, settlement: &Settlement) -> Result<Answer, RedisError> {
         let mut answer = self.settle_once(script, settlement, None).await?;
         if !matches!(answer, Answer::Document(_)) {
-            return Ok(answer.settled());
+            return Ok(answer);
         }
         // The state is one document. Without turns, n nodes of a graph that end together compare about n²/2 times.
         let turn = self.turns[self.turn(settlement)].lock();
         let _turn = tokio::time::timeout(self.turn_timeout, turn).await;
         for compare in 1..=COMPARES {
-            let Answer::Document(old) = answer else { return Ok(answer.settled()) };
+            let Answer::Document(old) = answer else { return Ok(answer) };
             let unreadable = || {
                 let key = self.keys.state(&settlement.delivery.item.graph_id);
-                Ok(Settled::WrongType { key })
+                Ok(Answer::Settled(Settled::WrongType { key }))
             };
             let Ok(old) = std::str::from_utf8(&old) else { return unreadable() };
             let node = settlement.delivery.item.node_id.as_str();
@@ -173,7 +185,7 @@ impl Settler {
             }
             answer = self.settle_once(script, settlement, Some((old, &new))).await?;
         }
-        Ok(answer.settled())
+        Ok(answer)
     }
 
     /// Moves an entry that cannot be understood to the dead letters.
@@ -253,6 +265,8 @@ pub(super) enum Answer {
     Settled(Settled),
     /// The graph's state is this document, and not the one that was compared.
     Document(Vec<u8>),
+    /// The large output does not stand beside its place: nothing was written, so the same can be asked again.
+    Unstaged,
 }
 
 impl Answer {
@@ -260,7 +274,7 @@ impl Answer {
     pub(super) fn settled(self) -> Settled {
         match self {
             Self::Settled(settled) => settled,
-            Self::Document(_) => Settled::Conflict,
+            Self::Document(_) | Self::Unstaged => Settled::Conflict,
         }
     }
 }
@@ -277,8 +291,7 @@ pub(super) fn answer(value: redis::Value) -> Result<Answer, RedisError> {
         Word::Lost => Settled::Lost,
         Word::Conflict => return rest.map(Answer::Document).ok_or(RedisError::Unexpected { what }),
         Word::WrongType => Settled::WrongType { key: reply::key(rest) },
-        // It went while it was settled: nothing was written, so the same can be asked again.
-        Word::Unstaged => Settled::Conflict,
+        Word::Unstaged => return Ok(Answer::Unstaged),
         Word::Hash | Word::Text | Word::Missing => return Err(RedisError::Unexpected { what }),
     }))
 }

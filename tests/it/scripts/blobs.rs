@@ -1,8 +1,9 @@
 //! Large outputs: moved to their place by settling alone, fetched by who may, alive as long as the state.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use da_node_executor::clients::redis::{BlobError, Link, Settled, Settlement};
+use da_node_executor::clients::redis::{BlobError, LargeOutput, Link, Settled, Settlement};
 use da_node_executor::config::{Layout, RedisConfig};
 use da_node_executor::domain::blob::BlobRef;
 use da_node_executor::domain::ids::GraphId;
@@ -13,7 +14,10 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{ITEM, Worker, World, settlement};
 use crate::harness::proxy::Proxy;
-use crate::harness::redis::shared;
+use crate::harness::redis::{RedisServer, shared};
+
+/// Longer than any pass here takes.
+const PASS: Duration = Duration::from_secs(10);
 
 fn output(text: &str) -> Box<RawValue> {
     to_raw_value(text).expect("JSON")
@@ -23,7 +27,7 @@ fn output(text: &str) -> Box<RawValue> {
 fn large(worker: &Worker, delivery: &Arc<Delivery>, text: &str) -> (Settlement, BlobRef) {
     let output = output(text);
     let reference = BlobRef::new(worker.blobs.key(delivery), &output);
-    (Settlement { blob: Some(output), ..settlement(delivery) }, reference)
+    (Settlement { blob: Some(LargeOutput::new(output)), ..settlement(delivery) }, reference)
 }
 
 async fn keys(world: &World, pattern: &str) -> Vec<String> {
@@ -156,21 +160,25 @@ async fn outputs_live_on_while_their_state_does() {
     worker.settler.settle(&settlement).await.expect("an answer");
     let (state, index) = (world.key("state:g"), world.keys.blobs());
     let due = async || world.redis::<()>(&["ZADD", &index, "1", "g\nn\nr"]).await;
-    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 0, "it is not looked at before half its life is over");
+    assert_eq!(
+        worker.blobs.prolong(PASS).await.expect("an answer"),
+        0,
+        "it is not looked at before half its life is over"
+    );
 
     // The state was written long after the output was stored.
     world.redis::<()>(&["PEXPIRE", &reference.key, "5000"]).await;
     world.redis::<()>(&["SET", &state, "{}", "PX", "172800000"]).await;
     due().await;
-    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 1);
+    assert_eq!(worker.blobs.prolong(PASS).await.expect("an answer"), 1);
     assert!(world.ttl(&reference.key).await > 172_000_000);
-    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 0, "it has its time until the next look");
+    assert_eq!(worker.blobs.prolong(PASS).await.expect("an answer"), 0, "it has its time until the next look");
 
     // A state that never expires keeps its outputs, a look at a time.
     world.redis::<()>(&["PERSIST", &state]).await;
     world.redis::<()>(&["PEXPIRE", &reference.key, "5000"]).await;
     due().await;
-    worker.blobs.prolong().await.expect("an answer");
+    worker.blobs.prolong(PASS).await.expect("an answer");
     assert!(world.ttl(&reference.key).await > 86_000_000);
 
     // A state that is gone takes them with it, in their own time.
@@ -178,7 +186,54 @@ async fn outputs_live_on_while_their_state_does() {
     world.redis::<()>(&["PEXPIRE", &reference.key, "5000"]).await;
     due().await;
     world.redis::<()>(&["ZADD", &index, "1", "nonsense"]).await;
-    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 2);
+    assert_eq!(worker.blobs.prolong(PASS).await.expect("an answer"), 2);
     assert!((1..=5000).contains(&world.ttl(&reference.key).await));
     assert!(!world.redis::<bool>(&["EXISTS", &index]).await, "nothing is left to be looked at");
+}
+
+#[tokio::test]
+async fn one_pass_looks_at_all_outputs_whose_time_has_come_unless_it_takes_too_long() {
+    const OUTPUTS: usize = 450;
+    let world = World::new().await;
+    let (worker, _) = world.worker_with("w:1", ITEM).await;
+    world.redis::<()>(&["SET", &world.key("state:g"), "{}", "PX", "172800000"]).await;
+    let blob = |at: usize| world.key(&format!("blob:g:n:r{at}"));
+    for at in 0..OUTPUTS {
+        world.redis::<()>(&["SET", &blob(at), "1", "PX", "5000"]).await;
+        world.redis::<()>(&["ZADD", &world.keys.blobs(), "1", &format!("g\nn\nr{at}")]).await;
+    }
+    let some = worker.blobs.prolong(Duration::ZERO).await.expect("an answer");
+    assert!(some > 0 && some < OUTPUTS, "its time was over after {some}");
+    assert_eq!(worker.blobs.prolong(PASS).await.expect("an answer"), OUTPUTS - some);
+    for at in 0..OUTPUTS {
+        assert!(world.ttl(&blob(at)).await > 172_000_000, "{at}");
+    }
+}
+
+/// How often the server was sent an output.
+async fn sent(world: &World) -> usize {
+    let stats: String = world.redis(&["INFO", "commandstats"]).await;
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_set:calls=")?.split(',').next()?.parse().ok());
+    calls.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn an_output_is_sent_once_however_often_its_settlement_has_to_be_tried() {
+    let server = RedisServer::start();
+    let world = World::on(server.config(), server.connect().await).await;
+    let (worker, ours) = world.worker_with("w:1", ITEM).await;
+    let (settlement, reference) = large(&worker, &ours, "wide");
+    let events = world.key("events:node.completed");
+    world.redis::<()>(&["RPUSH", &events, "not a stream"]).await;
+    let before = sent(&world).await;
+    for _ in 0..3 {
+        let settled = worker.settler.settle(&settlement).await.expect("an answer");
+        assert!(matches!(&settled, Settled::WrongType { key } if *key == events), "{settled:?}");
+    }
+    assert_eq!(sent(&world).await - before, 1);
+    // What is known to stand there may be lost all the same; then it is sent again, and in the same try.
+    world.redis::<()>(&["DEL", &world.keys.staged(&ours), &events]).await;
+    assert_eq!(worker.settler.settle(&settlement).await.expect("an answer"), Settled::DoneStateGone);
+    assert_eq!(sent(&world).await - before, 2);
+    assert_eq!(world.redis::<String>(&["GET", &reference.key]).await, r#""wide""#);
 }

@@ -1,5 +1,7 @@
 //! How work leaves a worker and comes back: settling, dead letters, parking and movers.
 
+use da_node_executor::clients::redis::LargeOutput;
+
 use super::*;
 
 impl Play<'_> {
@@ -25,7 +27,7 @@ impl Play<'_> {
             node_state_json: format!(r#"{{"by":"{by}"}}"#),
             write_state: true,
             letter,
-            blob,
+            blob: blob.map(LargeOutput::new),
         }
     }
 
