@@ -238,7 +238,7 @@ fn every_key_can_be_set_by_its_long_name_and_by_a_flag() {
 /// What a member of a server's authentication cannot do without.
 fn beside_auth(member: &str) -> &'static str {
     match member {
-        "token" | "token_file" => "mcp.servers.s.url = \"https://h/\"\n",
+        "token" | "token_file" | "assertion" | "assertion_file" => "mcp.servers.s.url = \"https://h/\"\n",
         "client_id" => "mcp.servers.s.url = \"https://h/\"\nmcp.servers.s.auth.client_secret = \"x\"\n",
         "client_secret" | "client_secret_file" | "private_key" | "private_key_file" | "token_endpoint_auth_method" => {
             "mcp.servers.s.url = \"https://h/\"\nmcp.servers.s.auth.client_id = \"x\"\n"
@@ -969,6 +969,7 @@ fn impossible_files_are_refused_by_key_and_line() {
     for (auth, key) in [
         ("client_id = \"x\"", "client_secret_file (not set): a client needs"),
         ("client_secret = \"x\"", "client_id (not set): OAuth needs the id"),
+        ("client_secret = \"x\", assertion = \"x\"", "client_id (not set): OAuth needs the id"),
         ("allow_http = true", "client_id (not set): nothing says how to authenticate"),
     ] {
         let refusal = Given::file(&format!("[mcp.servers.a]\nurl = \"https://a/\"\nauth = {{ {auth} }}")).refusal();
@@ -1135,6 +1136,8 @@ fn what_is_left_to_trust_and_files_that_are_not_there_are_warned_of() {
     assert!(!pinned.contains("mcp.servers.a"), "{pinned}");
     let signed = auth("private_key = \"x\"");
     assert!(!signed.contains("mcp.servers.a"), "a signature for one server is of no use to another: {signed}");
+    let vouched = auth("assertion = \"x\"");
+    assert!(vouched.contains("set mcp.servers.a.auth.issuer to fix it"), "it is good elsewhere: {vouched}");
     let mistaken = auth("client_secret_file = \"hunter2\"");
     assert!(!mistaken.contains("hunter2"), "{mistaken}");
 }

@@ -27,6 +27,11 @@ pub fn endpoint(scenario: &str, context: &Value, mut config: McpServerConfig) ->
         });
         return Ok(Endpoint::new("conformance", config));
     }
+    if scenario == "auth/wif-jwt-bearer" {
+        let assertion = text("valid_jwt").map(Into::into);
+        config.auth = Some(McpAuthConfig { client_id: text("client_id"), assertion, ..McpAuthConfig::default() });
+        return Ok(Endpoint::new("conformance", config));
+    }
     let mut auth = McpAuthConfig::default();
     if scenario == "auth/2025-03-26-oauth-endpoint-fallback" {
         // A server without any metadata: an operator would write down what the revision of that day took for granted.

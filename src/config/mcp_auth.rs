@@ -36,7 +36,7 @@ impl TokenEndpointAuthMethod {
     }
 }
 
-/// How we authenticate to an MCP server: a bearer token, or the client credentials of OAuth 2.1.
+/// How we authenticate to an MCP server: a bearer token, or OAuth 2.1 as a client or a workload.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct McpAuthConfig {
@@ -54,6 +54,10 @@ pub struct McpAuthConfig {
     pub private_key: Option<SecretString>,
     /// The file with the private key; read for every token.
     pub private_key_file: Option<PathBuf>,
+    /// The signed token (JWT) by which the platform vouches for this workload; exchanged for an access token.
+    pub assertion: Option<SecretString>,
+    /// The file with that token; read for every access token.
+    pub assertion_file: Option<PathBuf>,
     /// The name of the key at the authorization server.
     pub key_id: Option<String>,
     /// Scopes of the first token; what the server asks for if there are none.
@@ -104,6 +108,8 @@ impl McpAuthConfig {
             ("client_secret_file", self.client_secret_file.is_some()),
             ("private_key", self.private_key.is_some()),
             ("private_key_file", self.private_key_file.is_some()),
+            ("assertion", self.assertion.is_some()),
+            ("assertion_file", self.assertion_file.is_some()),
             ("key_id", self.key_id.is_some()),
             ("scopes", !self.scopes.is_empty()),
             ("issuer", self.issuer.is_some()),
@@ -121,8 +127,10 @@ impl McpAuthConfig {
         let token: Vec<_> = set.iter().copied().filter(|key| key.starts_with("token") && key.len() <= 10).collect();
         let client: Vec<_> = set.iter().copied().filter(|key| !token.contains(key)).collect();
         match (token.is_empty(), client.is_empty()) {
-            (true, true) => findings
-                .missing("client_id", "nothing says how to authenticate; set `token_file`, `token` or `client_id`"),
+            (true, true) => findings.missing(
+                "client_id",
+                "nothing says how to authenticate; set `token_file`, `token`, `client_id` or `assertion_file`",
+            ),
             (false, false) => findings.wrong(
                 &[&client[..], &token[..]].concat(),
                 format!(
@@ -150,11 +158,15 @@ impl McpAuthConfig {
         let of = |keys: &[&'static str]| set.iter().copied().filter(|key| keys.contains(key)).collect::<Vec<_>>();
         let secrets = of(&["client_secret", "client_secret_file"]);
         let keys = of(&["private_key", "private_key_file"]);
-        if self.client_id.as_ref().is_none_or(|id| id.trim().is_empty()) {
+        let assertions = of(&["assertion", "assertion_file"]);
+        let proofs = [&secrets[..], &keys[..]].concat();
+        // Whom a platform vouches for stands in its token.
+        let named = !assertions.is_empty() && proofs.is_empty() && self.client_id.is_none();
+        if !named && self.client_id.as_ref().is_none_or(|id| id.trim().is_empty()) {
             findings.missing("client_id", "OAuth needs the id of the client");
         }
-        let proofs = [&secrets[..], &keys[..]].concat();
         findings.at_most_one(&proofs);
+        findings.at_most_one(&assertions);
         if self.key_id.is_some() && keys.is_empty() {
             findings.wrong(&["key_id"], "names a key, but there is none; set `private_key_file`".to_owned());
         }
@@ -176,7 +188,7 @@ impl McpAuthConfig {
                     "private_key_jwt needs `private_key_file` or `private_key`".to_owned(),
                 );
             }
-            None if proofs.is_empty() => findings.missing(
+            None if proofs.is_empty() && assertions.is_empty() => findings.missing(
                 "client_secret_file",
                 "a client needs `client_secret_file`, `client_secret`, `private_key_file` or `private_key`; if its id \
                  is enough, set `token_endpoint_auth_method = \"none\"`",
@@ -190,7 +202,11 @@ impl McpAuthConfig {
         if self.token.as_ref().is_some_and(|token| !visible(token.expose_secret())) {
             findings.wrong(&["token"], "must be of visible ASCII characters, without `Bearer`".to_owned());
         }
-        let secrets = [("client_secret", &self.client_secret), ("private_key", &self.private_key)];
+        let secrets = [
+            ("client_secret", &self.client_secret),
+            ("private_key", &self.private_key),
+            ("assertion", &self.assertion),
+        ];
         for (key, _) in
             secrets.iter().filter(|(_, secret)| secret.as_ref().is_some_and(|s| s.expose_secret().is_empty()))
         {
@@ -200,6 +216,7 @@ impl McpAuthConfig {
             ("token_file", &self.token_file),
             ("client_secret_file", &self.client_secret_file),
             ("private_key_file", &self.private_key_file),
+            ("assertion_file", &self.assertion_file),
         ];
         for (key, _) in files.iter().filter(|(_, file)| file.as_ref().is_some_and(|file| file.as_os_str().is_empty())) {
             findings.wrong(&[key], "must name a file".to_owned());
@@ -248,6 +265,7 @@ impl McpAuthConfig {
             ("token_file", &self.token_file),
             ("client_secret_file", &self.client_secret_file),
             ("private_key_file", &self.private_key_file),
+            ("assertion_file", &self.assertion_file),
         ];
         files
             .into_iter()
@@ -256,10 +274,16 @@ impl McpAuthConfig {
             .collect()
     }
 
+    /// Whether the platform vouches for this workload.
+    pub fn is_vouched_for(&self) -> bool {
+        self.assertion.is_some() || self.assertion_file.is_some()
+    }
+
     /// Whether a secret goes to an authorization server that nobody but the MCP server has named.
     pub fn trusts_the_server(&self) -> bool {
         let secret = self.client_secret.is_some() || self.client_secret_file.is_some();
-        secret && self.issuer.is_none() && self.token_endpoint.is_none()
+        // Meant for another, it would be as good there as here.
+        (secret || self.is_vouched_for()) && self.issuer.is_none() && self.token_endpoint.is_none()
     }
 }
 

@@ -286,6 +286,8 @@ pub const KEYS: &[Key] = &[
     key("mcp.servers.*.auth.client_secret_file", Kind::Text),
     key("mcp.servers.*.auth.private_key", Kind::Secret),
     key("mcp.servers.*.auth.private_key_file", Kind::Text),
+    key("mcp.servers.*.auth.assertion", Kind::Secret),
+    key("mcp.servers.*.auth.assertion_file", Kind::Text),
     key("mcp.servers.*.auth.key_id", Kind::Text),
     key("mcp.servers.*.auth.scopes", Kind::List),
     key("mcp.servers.*.auth.issuer", Kind::Url),

@@ -135,3 +135,53 @@ async fn credentials_that_cannot_be_read_name_their_key_and_are_no_outage() {
     }
     assert!(world.id.asked().is_empty());
 }
+
+#[tokio::test]
+async fn a_workload_shows_what_its_platform_says_of_it_and_reads_it_anew_for_every_token() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    std::fs::write(&file, "eyJ.first.s3cr3t\n").expect("it can be written");
+    let auth = McpAuthConfig { assertion_file: Some(file.clone()), ..McpAuthConfig::default() };
+    let session = open(&world.endpoint(auth)).await;
+    std::fs::write(&file, "eyJ.second.s3cr3t\n").expect("it can be written");
+    world.id.revoke();
+    answer(&session, "any").await;
+    let asked = world.id.asked();
+    let shown: Vec<&str> = asked.iter().map(|asked| asked.form["assertion"].as_str()).collect();
+    assert_eq!(shown, ["eyJ.first.s3cr3t", "eyJ.second.s3cr3t"]);
+    for asked in &asked {
+        assert_eq!(asked.form["grant_type"], "urn:ietf:params:oauth:grant-type:jwt-bearer");
+        assert_eq!((asked.form["resource"].as_str(), asked.form["scope"].as_str()), (&*world.url(), "read"));
+        assert!(asked.authorization.is_none() && !asked.form.contains_key("client_id"), "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_workload_that_is_also_a_client_says_so_beside_it() {
+    let world = World::start().await;
+    let auth = McpAuthConfig { assertion: Some("eyJ.a.b".into()), ..world.auth() };
+    open(&world.endpoint(auth)).await;
+    assert!(world.id.asked()[0].authorization.as_deref().is_some_and(|sent| sent.starts_with("Basic ")));
+    let world = World::start().await;
+    let client_id = Some(String::from("executor"));
+    let auth = McpAuthConfig { assertion: Some("eyJ.a.b".into()), client_id, ..McpAuthConfig::default() };
+    open(&world.endpoint(auth)).await;
+    let asked = world.id.asked();
+    assert_eq!((asked[0].form["client_id"].as_str(), asked[0].authorization.as_ref()), ("executor", None));
+}
+
+#[tokio::test]
+async fn an_assertion_that_is_refused_is_shown_once_and_told_to_nobody() {
+    let world = World::start().await;
+    let said = json!({"error": "invalid_grant", "error_description": "eyJ.a.s3cr3t has expired"});
+    world.id.rules().instead = Some(wiremock::ResponseTemplate::new(400).set_body_json(said));
+    let auth = McpAuthConfig { assertion: Some("eyJ.a.s3cr3t".into()), ..McpAuthConfig::default() };
+    let endpoint = world.endpoint(auth);
+    for _ in 0..3 {
+        let refused = refusal(&endpoint).await;
+        assert_eq!((refused.category, &*refused.code), (Category::Configuration, "mcp_auth_refused"), "{refused}");
+        assert!(refused.message.contains("*** has expired; check the clock"), "{refused}");
+    }
+    assert_eq!(world.id.asked().len(), 1, "no other grant is tried either");
+}

@@ -320,7 +320,8 @@ impl Respond for IdResponder {
             return ResponseTemplate::new(401).set_body_json(json!({"error": "invalid_client"}));
         }
         match form.get("grant_type").map(String::as_str) {
-            Some("client_credentials") => {}
+            Some("client_credentials") if !form.contains_key("assertion") => {}
+            Some("urn:ietf:params:oauth:grant-type:jwt-bearer") if form.contains_key("assertion") => {}
             Some("authorization_code") if form.get("code").map(String::as_str) == Some("c0de") => {}
             Some("refresh_token") if rules.refreshable => {}
             Some("refresh_token") => return refused("invalid_grant"),
@@ -356,6 +357,7 @@ fn knows(asked: &Asked, base: &str) -> bool {
         || (form("client_id") == Some("me") && form("client_secret") == Some(SECRET))
         || form("client_assertion").is_some()
         || form("client_id") == Some("public")
+        || form("assertion").is_some_and(|assertion| assertion.starts_with("eyJ"))
 }
 
 struct McpResponder(Arc<McpState>);

@@ -1,5 +1,5 @@
-//! The grant of a client that acts for itself: RFC 6749 §4.4, with the authentication that the server supports. The
-//! credentials belong to one authorization server and are sent to no other.
+//! The grants of a client that acts for itself: by credentials of its own (RFC 6749 §4.4), with the authentication that
+//! the server supports, or by what its platform says of it (RFC 7523 §2.1). Both are for one authorization server alone.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -22,6 +22,8 @@ use super::secret::Secret;
 use super::token::Granted;
 use crate::config::{McpAuthConfig, TokenEndpointAuthMethod};
 
+/// The grant of a workload that its platform vouches for.
+const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// A client with credentials of its own.
@@ -51,8 +53,8 @@ impl ClientCredentials {
     async fn request(&self, ask: Ask<'_>, mut form: Vec<(&str, SecretString)>) -> Result<Granted, AuthError> {
         self.bind(&ask.server.issuer)?;
         let proof = self.proof(ask.server, ask.deadline).await?;
-        let sent = form.iter().find(|(name, _)| *name == "refresh_token");
-        let redact = sent.into_iter().fold(proof.redact, |redact, (_, token)| redact.also(token));
+        let sent = form.iter().filter(|(name, _)| matches!(*name, "refresh_token" | "assertion"));
+        let redact = sent.fold(proof.redact, |redact, (_, token)| redact.also(token));
         if !ask.resource.is_empty() {
             form.push(("resource", SecretString::from(ask.resource)));
         }
@@ -76,6 +78,18 @@ impl ClientCredentials {
             what: what(),
             problem: String::from(problem),
         })
+    }
+
+    /// What a token is asked for with.
+    async fn grant(&self, deadline: Instant) -> Result<Vec<(&'static str, SecretString)>, AuthError> {
+        let config = &self.config;
+        let Some(source) = Secret::of(config.assertion.as_ref(), config.assertion_file.as_ref()) else {
+            return Ok(vec![("grant_type", SecretString::from("client_credentials"))]);
+        };
+        let key = if config.assertion.is_some() { "assertion" } else { "assertion_file" };
+        // Platforms replace it long before it ends.
+        let assertion = source.read(deadline).await.map_err(|problem| self.setting(key, problem))?;
+        Ok(vec![("grant_type", SecretString::from(JWT_BEARER)), ("assertion", assertion)])
     }
 
     /// The credentials go to the first issuer that gets them, and never to another.
@@ -103,7 +117,8 @@ impl ClientCredentials {
         let client_id = || ("client_id", SecretString::from(client.as_str()));
         let method = self.method(metadata)?;
         if method == Method::None {
-            return Ok(Proof { form: vec![client_id()], ..Proof::default() });
+            let form = if client.is_empty() { Vec::new() } else { vec![client_id()] };
+            return Ok(Proof { form, ..Proof::default() });
         }
         if method == Method::PrivateKeyJwt {
             let (key, source) = match &config.private_key {
@@ -145,12 +160,14 @@ impl ClientCredentials {
         if let Some(method) = config.token_endpoint_auth_method {
             return Ok(method);
         }
+        let secret = config.client_secret.is_some() || config.client_secret_file.is_some();
+        let key = config.private_key.is_some() || config.private_key_file.is_some();
+        if config.is_vouched_for() && !secret && !key {
+            return Ok(Method::None);
+        }
         let supported = metadata.token_endpoint_auth_methods_supported.as_deref();
-        let ours: &[Method] = if config.private_key.is_some() || config.private_key_file.is_some() {
-            &[Method::PrivateKeyJwt]
-        } else {
-            &[Method::ClientSecretBasic, Method::ClientSecretPost]
-        };
+        let ours: &[Method] =
+            if key { &[Method::PrivateKeyJwt] } else { &[Method::ClientSecretBasic, Method::ClientSecretPost] };
         // A server that says nothing means `client_secret_basic`; one that was never asked may mean anything.
         let Some(supported) = supported else { return Ok(ours[0]) };
         let common = ours.iter().find(|method| supported.iter().any(|other| other == method.as_str()));
@@ -200,11 +217,14 @@ impl ClientCredentials {
 
 impl Grant for ClientCredentials {
     fn obtain<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Granted, AuthError>> {
-        let mut form = vec![("grant_type", SecretString::from("client_credentials"))];
-        if !ask.scopes.is_empty() {
-            form.push(("scope", SecretString::from(ask.scopes.to_string())));
+        async move {
+            let mut form = self.grant(ask.deadline).await?;
+            if !ask.scopes.is_empty() {
+                form.push(("scope", SecretString::from(ask.scopes.to_string())));
+            }
+            self.request(ask, form).await
         }
-        self.request(ask, form).boxed()
+        .boxed()
     }
 
     fn refresh<'a>(&'a self, ask: Ask<'a>, token: &'a SecretString) -> BoxFuture<'a, Result<Granted, AuthError>> {

@@ -182,11 +182,11 @@ fn remedy(error: &str, server: &str) -> String {
     match error {
         "invalid_client" => format!("check client_id and the secret or the key in {keys}"),
         "unauthorized_client" | "unsupported_grant_type" => {
-            String::from("let the client use the grant `client_credentials` there")
+            String::from("let the client use this grant there: `client_credentials`, or `jwt-bearer` for an assertion")
         }
         "invalid_scope" => format!("check `scopes` in {keys}, or let the client have them there"),
         "invalid_target" => format!("check `resource` in {keys}, or make the MCP server known there"),
-        "invalid_grant" => format!("check the clock of this machine and the key in {keys}"),
+        "invalid_grant" => format!("check the clock of this machine, and the key or the assertion in {keys}"),
         _ => format!("check {keys}"),
     }
 }
