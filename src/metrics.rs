@@ -170,6 +170,8 @@ pub struct Metrics {
     pub llm_cost: Family<ProviderLabels, Counter<f64, AtomicU64>>,
     /// How long calls of models waited for their limit.
     pub llm_limit_wait: Histograms<ProviderLabels>,
+    /// Calls whose shared limit did not answer, so that this worker alone decided.
+    pub llm_limit_alone: Family<ProviderLabels, Counter>,
     /// Calls of models that were sent away before they began.
     pub llm_deferred: Family<DeferLabels, Counter>,
     /// Models that are left alone because they keep failing.
@@ -237,6 +239,7 @@ impl Metrics {
             llm_tokens: Family::default(),
             llm_cost: Family::default(),
             llm_limit_wait: Family::new_with_constructor(call_histogram),
+            llm_limit_alone: Family::default(),
             llm_deferred: Family::default(),
             llm_circuits_open: Family::default(),
             mcp_up: Family::default(),
@@ -291,6 +294,7 @@ impl Metrics {
             Unit::Seconds,
             metrics.llm_limit_wait.clone(),
         );
+        r.register("llm_limit_alone", "Model calls whose shared limit did not answer", metrics.llm_limit_alone.clone());
         r.register("llm_deferred", "Model calls sent away before they began", metrics.llm_deferred.clone());
         r.register("llm_circuits_open", "Models left alone for failing", metrics.llm_circuits_open.clone());
         r.register("mcp_server_up", "Tool servers with an open session", metrics.mcp_up.clone());

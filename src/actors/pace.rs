@@ -111,14 +111,17 @@ impl Pace {
                     sleep(wait).await;
                 }
                 let word = rates.heeds.then(Arc::default);
-                request.rate_word.clone_from(&word);
-                Ok(Some(Place { rates, feared, era, shared, word }))
+                let place = Place { rates, feared, era, shared, word };
+                if !wait.is_zero()
+                    && let Some(closed) = self.closed(model, &place).await
+                {
+                    self.leave(Some(place), model).await;
+                    return Err(self.refusal(model, closed));
+                }
+                request.rate_word.clone_from(&place.word);
+                Ok(Some(place))
             }
-            Verdict::Later { wait } => {
-                let labels = DeferLabels { provider: self.provider.clone(), cause: "limit" };
-                self.metrics.llm_deferred.get_or_create(&labels).inc();
-                Err(self.refusal(model, Duration::from_micros(wait)))
-            }
+            Verdict::Later { wait } => Err(self.refusal(model, wait)),
         }
     }
 
@@ -127,6 +130,19 @@ impl Pace {
         let Some(place) = place else { return };
         let tokens = place.correction(Some(0));
         self.tell(model, place.shared, Amendment { era: place.era, tokens, ..Amendment::default() }).await;
+    }
+
+    /// Whether the provider has asked everybody to stop while a call waited for its place, and for how long.
+    async fn closed(&self, model: &str, place: &Place) -> Option<u64> {
+        let verdict = match (place.rates.heeds, place.shared) {
+            (false, _) => None,
+            (true, true) => self.ask_shared(model, &Demand::default()).await,
+            (true, false) => Some(self.own.reserve(model, &Demand::default())),
+        };
+        match verdict {
+            Some(Verdict::Later { wait }) => Some(wait),
+            Some(Verdict::Go { .. }) | None => None,
+        }
     }
 
     /// Tells the limit what a call used and what the provider said with its answer.
@@ -184,7 +200,10 @@ impl Pace {
         (all > 0).then(|| all.saturating_sub(free))
     }
 
-    fn refusal(&self, model: &str, wait: Duration) -> Failure {
+    fn refusal(&self, model: &str, wait: u64) -> Failure {
+        let labels = DeferLabels { provider: self.provider.clone(), cause: "limit" };
+        self.metrics.llm_deferred.get_or_create(&labels).inc();
+        let wait = Duration::from_micros(wait);
         let message = format!(
             "the model {model:?} of the provider {:?} has used up its limit for now; it can be asked again in {}",
             self.provider,
@@ -195,13 +214,21 @@ impl Pace {
 
     /// Asks the limit of all workers, else our own. Also says which of them answered.
     async fn reserve(&self, model: &str, demand: &Demand) -> (Verdict, bool) {
-        if let Some(shared) = self.reachable() {
-            let answer = timeout(ANSWER, shared.reserve(&self.provider, model, demand)).await;
-            if let Some(verdict) = self.heard(answer.ok()) {
-                return (verdict, true);
-            }
+        if let Some(verdict) = self.ask_shared(model, demand).await {
+            return (verdict, true);
+        }
+        if self.sharing.limits.is_some() {
+            let labels = ProviderLabels { provider: self.provider.clone() };
+            self.metrics.llm_limit_alone.get_or_create(&labels).inc();
         }
         (self.own.reserve(model, demand), false)
+    }
+
+    /// Asks the limit of all workers; none where there is no such limit or it does not answer.
+    async fn ask_shared(&self, model: &str, demand: &Demand) -> Option<Verdict> {
+        let shared = self.reachable()?;
+        let answer = timeout(ANSWER, shared.reserve(&self.provider, model, demand)).await;
+        self.heard(answer.ok())
     }
 
     async fn tell(&self, model: &str, shared: bool, amendment: Amendment) {

@@ -159,6 +159,26 @@ async fn what_the_provider_says_closes_or_lowers_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_waits_in_line_does_not_begin_after_the_provider_asked_everybody_to_stop() {
+    let mut config = a_minute(60);
+    config.tokens_per_minute = 33_000.try_into().ok();
+    let pace = pace(&config, None, Some(Duration::from_secs(5)));
+    let first = pace.admit(&mut request("x"), "m").await.expect("room");
+    let (mut one, mut other) = (request("x"), request("x"));
+    let (waiting, ()) = tokio::join!(pace.admit(&mut one, "m"), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        pace.settle(first, "m", &status(429, Some(Duration::from_secs(20)))).await;
+    });
+    let wait = refused(waiting).retry_after.expect("a wait");
+    assert_eq!(wait, Duration::from_millis(19_500));
+    tokio::time::advance(wait).await;
+    // Neither of the two charges of 16,000 is left, or the second would have to wait for longer.
+    for call in [&mut one, &mut other] {
+        pace.admit(call, "m").await.expect("all tokens are there");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn headers_may_count_without_a_limit_and_not_count_with_one() {
     let always = pace(&limited(|config| config.rate_headers = When::Always), None, Some(Duration::ZERO));
     let place = always.admit(&mut request("x"), "m").await.expect("free");
@@ -239,5 +259,7 @@ async fn when_the_shared_limits_are_away_each_process_keeps_them_itself_and_no_c
         let before = Instant::now();
         pace.admit(&mut request("x"), "m").await.expect("it is asked again");
         assert_eq!((before.elapsed(), absent.asked.load(Ordering::Relaxed)), (Duration::ZERO, 2));
+        let alone = pace.metrics.encode();
+        assert!(alone.contains(r#"executor_llm_limit_alone_total{provider="p"} 2"#), "{alone}");
     }
 }
