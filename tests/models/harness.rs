@@ -20,11 +20,16 @@ pub fn program(name: &str) -> PathBuf {
     file
 }
 
-/// A configuration whose provider is at this address; `more` are further members of it.
+/// A configuration whose provider speaks the Messages API at this address; `more` are further members of it.
 pub fn provider(base_url: &str, more: &str) -> String {
+    with_provider(base_url, &format!("kind = \"anthropic\"\nmodel = \"claude-sonnet-5-5\"\n{more}"))
+}
+
+/// A configuration whose provider is at this address and has these members.
+pub fn with_provider(base_url: &str, members: &str) -> String {
     format!(
-        "[llm]\ndefault = \"model\"\n[llm.providers.model]\nkind = \"anthropic\"\nbase_url = \"{base_url}\"\n\
-         api_key = \"sk-test\"\nmodel = \"claude-sonnet-5-5\"\n{more}\n[log]\nlevel = \"error\"\n"
+        "[llm]\ndefault = \"model\"\n[llm.providers.model]\nbase_url = \"{base_url}\"\napi_key = \"sk-test\"\n\
+         {members}\n[log]\nlevel = \"error\"\n"
     )
 }
 

@@ -1,39 +1,22 @@
-//! Every kind of body that the client sends, recorded by a server and held against the types of the vendor's SDK.
-
-use std::collections::VecDeque;
-use std::process::Stdio;
-use std::sync::Mutex;
+//! Every kind of body that the client of the Messages API sends, held against the types of the vendor's SDK.
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
-use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate};
 
-use crate::harness::{PATIENCE, program, provider, run};
+use crate::recording::{self, Answers, PNG, Sent, mistakes};
 
-/// Gives one message after the other, the last one for ever.
-struct Messages(Mutex<VecDeque<Value>>);
+const PATH: &str = "/v1/messages";
 
-impl Respond for Messages {
-    fn respond(&self, request: &Request) -> ResponseTemplate {
-        let mut left = self.0.lock().expect("nobody panics while holding it");
-        let message = if left.len() > 1 { left.pop_front() } else { left.front().cloned() };
-        let message = message.expect("there is a message");
-        let body: Value = request.body_json().expect("a body");
-        if body["stream"] != true {
-            return ResponseTemplate::new(200).set_body_json(message);
-        }
-        let mut start = message.clone();
-        start["content"] = json!([]);
-        let mut events = vec![json!({"type": "message_start", "message": start})];
-        for (index, block) in message["content"].as_array().expect("blocks").iter().enumerate() {
-            events.push(json!({"type": "content_block_start", "index": index, "content_block": block}));
-        }
-        events.push(json!({"type": "message_delta", "delta": {"stop_reason": message["stop_reason"]}, "usage": {}}));
-        events.push(json!({"type": "message_stop"}));
-        let text: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
-        ResponseTemplate::new(200).set_body_raw(text, "text/event-stream")
+/// A message as the events in which it is streamed.
+fn events(message: &Value) -> Option<Vec<Value>> {
+    let mut start = message.clone();
+    start["content"] = json!([]);
+    let mut events = vec![json!({"type": "message_start", "message": start})];
+    for (index, block) in message["content"].as_array().expect("blocks").iter().enumerate() {
+        events.push(json!({"type": "content_block_start", "index": index, "content_block": block}));
     }
+    events.push(json!({"type": "message_delta", "delta": {"stop_reason": message["stop_reason"]}, "usage": {}}));
+    events.push(json!({"type": "message_stop"}));
+    Some(events)
 }
 
 fn message(content: Value, stop_reason: &str) -> Value {
@@ -45,44 +28,10 @@ fn says(text: &str) -> Value {
     message(json!([{"type": "text", "text": text}]), "end_turn")
 }
 
-/// The bodies of the requests that a node makes.
-async fn bodies(name: &str, more: &str, node: Value, answers: impl IntoIterator<Item = Value>) -> Vec<(String, Value)> {
-    let server = MockServer::start().await;
-    let answers = Messages(Mutex::new(answers.into_iter().collect()));
-    Mock::given(wiremock::matchers::any()).respond_with(answers).mount(&server).await;
-    let outcome = run(&provider(&server.uri(), more), &node).await;
-    assert_eq!(outcome["status"], "completed", "{name}: {outcome}");
-    let requests = server.received_requests().await.expect("they are recorded");
-    assert!(!requests.is_empty(), "{name}");
-    for request in &requests {
-        let keys = ["x-api-key", "authorization"].iter().filter(|name| request.headers.contains_key(**name)).count();
-        assert_eq!((keys, request.url.path()), (1, "/v1/messages"), "{name}");
-    }
-    requests.iter().map(|request| (name.to_owned(), request.body_json().expect("a body"))).collect()
+async fn bodies(name: &str, more: &str, node: Value, answers: impl IntoIterator<Item = Value>) -> Vec<Sent> {
+    let members = format!("kind = \"anthropic\"\nmodel = \"claude-sonnet-5-5\"\n{more}");
+    recording::bodies(name, PATH, &members, node, Answers::streamed(answers, events)).await
 }
-
-/// What the SDK's types say against these bodies.
-async fn mistakes(bodies: &[(String, Value)]) -> Vec<String> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models/messages_api.py");
-    let mut child = Command::new(program("python"))
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("Python starts");
-    let lines: String =
-        bodies.iter().map(|(name, body)| format!("{}\n", json!({"name": name, "body": body}))).collect();
-    let mut stdin = child.stdin.take().expect("it is piped");
-    stdin.write_all(lines.as_bytes()).await.expect("the script reads");
-    drop(stdin);
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("in time").expect("it ends");
-    let found: Vec<String> = String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect();
-    assert_eq!(output.status.success(), found.is_empty(), "the script itself failed");
-    found
-}
-
-const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
 #[tokio::test]
 async fn every_body_that_is_sent_satisfies_the_types_of_the_vendors_sdk() {
@@ -127,11 +76,11 @@ async fn every_body_that_is_sent_satisfies_the_types_of_the_vendors_sdk() {
     all.extend(bodies("paused", "", json!({"llm_config": {"prompt": "hi"}}), [paused, says("two")]).await);
     let extract = json!({"tool_name": "calculate", "extract_params": {"from": "one and one"}});
     all.extend(bodies("extraction", "", extract, [says("{\"expression\": \"1 + 1\"}")]).await);
-    assert_eq!(all.len(), 12, "{:?}", all.iter().map(|(name, _)| name).collect::<Vec<_>>());
+    assert_eq!(all.len(), 12, "{:?}", all.iter().map(|sent| &sent.name).collect::<Vec<_>>());
 
-    let tools = &all.iter().find(|(name, _)| name == "agent").expect("it ran").1["tools"];
+    let tools = &all.iter().find(|sent| sent.name == "agent").expect("it ran").body["tools"];
     assert_eq!(tools[1]["strict"], true, "what is checked is there: {tools}");
-    assert_eq!(all[1].1["messages"][0]["content"][2]["type"], "document");
+    assert_eq!(all[1].body["messages"][0]["content"][2]["type"], "document");
     let found = mistakes(&all).await;
     assert!(found.is_empty(), "{found:#?}");
 }
@@ -142,7 +91,7 @@ async fn the_check_finds_what_the_api_would_refuse() {
     let with = |pointer: &str, value: Value| {
         let mut body = base();
         body[pointer] = value;
-        (pointer.to_owned(), body)
+        Sent { name: pointer.to_owned(), path: PATH.to_owned(), body }
     };
     let mut cases = vec![
         with("temperature", json!(1.0)),
@@ -155,12 +104,12 @@ async fn the_check_finds_what_the_api_would_refuse() {
         with("tools", json!([{"name": "a", "parameters": {}}])),
     ];
     let broken = cases.len();
-    cases.push((String::new(), base()));
-    for (at, (name, _)) in cases.iter_mut().enumerate() {
-        *name = format!("{at} {name}");
+    cases.push(Sent { name: String::new(), path: PATH.to_owned(), body: base() });
+    for (at, case) in cases.iter_mut().enumerate() {
+        case.name = format!("{at} {}", case.name);
     }
     let found = mistakes(&cases).await;
-    for (name, body) in &cases[..broken] {
+    for Sent { name, body, .. } in &cases[..broken] {
         assert!(found.iter().any(|mistake| mistake.starts_with(&format!("{name}:"))), "{name} {body}");
     }
     assert!(!found.iter().any(|mistake| mistake.starts_with(&format!("{broken} "))), "{found:#?}");

@@ -111,7 +111,8 @@ pub(super) fn output(parts: &[Part]) -> Value {
 pub(super) fn input(parts: &[Part]) -> Vec<Value> {
     let parts = parts.iter().map(|part| match part {
         Part::Text(text) => json!({"type": "input_text", "text": text}),
-        Part::Image(url) => json!({"type": "input_image", "image_url": url}),
+        // The vendor's types demand `detail`; this is what it means to leave it away elsewhere.
+        Part::Image(url) => json!({"type": "input_image", "image_url": url, "detail": "auto"}),
         Part::File(name, data) => json!({"type": "input_file", "filename": name, "file_data": data}),
     });
     parts.collect()
@@ -143,7 +144,7 @@ mod tests {
             output(&seen),
             json!([
                 {"type": "input_text", "text": "a"},
-                {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
+                {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "auto"},
             ])
         );
         let blind = parts(&result(false), false);

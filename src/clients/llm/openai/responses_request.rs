@@ -278,7 +278,7 @@ mod tests {
             json_of(&call)["input"].as_array().expect("items")[4..],
             [
                 json!({"type": "function_call_output", "call_id": "c1", "output": [
-                    {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]}),
+                    {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "auto"}]}),
                 json!({"type": "function_call_output", "call_id": "c2", "output": "Error: no"}),
             ]
         );
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(
             json_of(&call)["input"],
             json!([{"role": "user", "content": [
-                {"type": "input_image", "image_url": "https://h/a.png"},
+                {"type": "input_image", "image_url": "https://h/a.png", "detail": "auto"},
                 {"type": "input_text", "text": "what is it?"},
             ]}])
         );
