@@ -289,6 +289,7 @@ mod tests {
             usage: Usage { input_tokens: 10, output_tokens: 5, ..Usage::default() },
             request_id: None,
             warnings: vec![String::from("left out")],
+            shortened: 1,
         }
     }
 

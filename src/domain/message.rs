@@ -171,4 +171,12 @@ pub struct Completion {
     /// Remarks, such as settings that were left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// How often the conversation had been shortened when this was asked, because it did not fit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shortened: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference over")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -16,6 +16,7 @@ use crate::modes::llm::output_schema;
 use crate::modes::names::Names;
 use crate::modes::schema::Schema;
 use crate::modes::scope::Scope;
+use crate::modes::shorten::may_unbind;
 use crate::modes::template::{Template, TemplateError};
 use crate::modes::toolbox::Toolbox;
 use crate::ports::Ports;
@@ -88,8 +89,8 @@ impl AgentPlan {
             system: self.system.map(|system| system.text(scope)).transpose()?,
             attachments: self.attachments.render(scope)?,
             tools: self.tools,
+            rules: Rules { agent: Some(self.rules), schema: self.schema, may_unbind: may_unbind(&self.settings) },
             settings: self.settings,
-            rules: Rules { agent: Some(self.rules), schema: self.schema },
         })
     }
 }

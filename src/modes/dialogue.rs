@@ -10,6 +10,7 @@ use crate::domain::message::{
 };
 use crate::domain::outcome::{Failure, Partial};
 use crate::modes::schema::Schema;
+use crate::modes::shorten::{self, size};
 use serde_json::Value;
 
 /// How often an answer that does not satisfy its schema is sent back.
@@ -21,6 +22,9 @@ const ROUNDS_NOTED: u32 = 3;
 /// Identical rounds of tool calls after which the node fails.
 const ROUNDS_STUCK: u32 = 5;
 
+/// The code of a conversation that is too long for its model.
+pub(super) const CONTEXT_OVERFLOW: &str = "context_overflow";
+
 /// What a conversation is held to.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
@@ -28,6 +32,8 @@ pub(super) struct Rules {
     pub agent: Option<AgentRules>,
     /// What the answer must satisfy.
     pub schema: Option<Schema>,
+    /// Whether what stands before signed thinking may be shortened; see [`shorten::may_unbind`].
+    pub may_unbind: bool,
 }
 
 /// What an agent is held to.
@@ -91,6 +97,8 @@ pub(super) struct Dialogue {
     last_text: String,
     /// The provider that had the last turn.
     provider: Option<String>,
+    /// How often it was shortened.
+    shortened: u32,
 }
 
 impl Dialogue {
@@ -113,6 +121,7 @@ impl Dialogue {
             paused_text: String::new(),
             last_text: String::new(),
             provider: None,
+            shortened: 0,
         }
     }
 
@@ -141,6 +150,35 @@ impl Dialogue {
         Partial { text: self.last_text.clone(), iterations: self.iterations }
     }
 
+    /// How often the conversation was shortened.
+    pub fn shortened(&self) -> u32 {
+        self.shortened
+    }
+
+    /// Leaves out what can be left out of a conversation that does not fit; gives the bytes. See [`shorten`].
+    pub fn shorten(&mut self) -> usize {
+        let left_out = shorten::shorten(&mut self.turns, self.rules.may_unbind);
+        self.shortened += u32::from(left_out > 0);
+        left_out
+    }
+
+    /// The end of a conversation that does not fit and of which nothing more can be left out.
+    pub fn does_not_fit(&self, why: &str) -> Failure {
+        let results = |turn: &&Arc<Turn>| matches!(&***turn, Turn::ToolResults(_));
+        let bytes: usize = self.turns.iter().map(|turn| size(turn)).sum();
+        let of_tools: usize = self.turns.iter().filter(results).map(|turn| size(turn)).sum();
+        Failure::permanent(
+            CONTEXT_OVERFLOW,
+            format!(
+                "{why}; the conversation has {} turns with {bytes} bytes, {of_tools} of them in the tools' results, and \
+                 {} tokens were used so far: shorten the prompt, let the tools return less, or choose a model with a \
+                 larger window",
+                self.turns.len(),
+                self.tokens
+            ),
+        )
+    }
+
     /// The first move.
     pub fn begin(&self) -> Move {
         Move::Ask
@@ -148,7 +186,9 @@ impl Dialogue {
 
     /// The model has spoken.
     pub fn heard(&mut self, completion: Completion) -> Move {
-        let Completion { turn, stop_reason, model, usage, provider, .. } = completion;
+        let Completion { turn, stop_reason, model, usage, provider, shortened, .. } = completion;
+        // On record is what was said, and not what was left out for it.
+        while self.shortened < shortened && self.shorten() > 0 {}
         self.provider = provider;
         self.iterations += 1;
         self.tokens += usage.input_tokens + usage.output_tokens;
@@ -156,17 +196,17 @@ impl Dialogue {
         if !text.is_empty() {
             self.last_text.clone_from(&text);
         }
+        if stop_reason == StopReason::ContextExceeded {
+            // The turn is cut somewhere: it is asked for again, after a shorter conversation.
+            return match self.shorten() {
+                0 => Move::Fail(self.does_not_fit("the model's context window ended within its answer")),
+                _ => Move::Ask,
+            };
+        }
         let uses = turn.tool_uses.clone();
         self.keep(turn);
         match stop_reason {
             StopReason::Refusal { category, explanation } => Move::Fail(refused(category, explanation)),
-            StopReason::ContextExceeded => Move::Fail(Failure::permanent(
-                "context_overflow",
-                format!(
-                    "the conversation does not fit into the model's context window ({} tokens so far); shorten the prompt or the tools' results",
-                    self.tokens
-                ),
-            )),
             StopReason::MaxTokens => self.cut(text, model),
             reason if !uses.is_empty() && self.tools_allowed() => {
                 // Some providers name another reason although tools are wanted; what is wanted counts.
@@ -178,9 +218,11 @@ impl Dialogue {
                 self.refuse_tools(&uses, "No tool can be used here. Answer with what you know.")
             }
             StopReason::PauseTurn => self.paused(text),
-            reason @ (StopReason::EndTurn | StopReason::ToolUse | StopReason::StopSequence | StopReason::Other(_)) => {
-                self.ended(text, reason, model)
-            }
+            reason @ (StopReason::EndTurn
+            | StopReason::ToolUse
+            | StopReason::StopSequence
+            | StopReason::ContextExceeded
+            | StopReason::Other(_)) => self.ended(text, reason, model),
         }
     }
 

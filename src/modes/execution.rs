@@ -23,7 +23,7 @@ use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 use crate::modes::ModeSettings;
 use crate::modes::budget::Budget;
-use crate::modes::dialogue::Dialogue;
+use crate::modes::dialogue::{CONTEXT_OVERFLOW, Dialogue};
 use crate::modes::logbook::{Logbook, digest};
 use crate::modes::step::{Halt, Patience, step};
 use crate::modes::waits::{Wait, Waits};
@@ -34,6 +34,10 @@ use crate::retry::RetryPolicy;
 const DELTA_PAUSE: Duration = Duration::from_millis(200);
 /// The least time between two events of one call's progress; what comes in between is left out.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
+
+/// The remark on an answer to a conversation that had to be shortened.
+const LEFT_OUT: &str =
+    "the conversation did not fit into the model's context window, so the oldest results of tools were shortened";
 
 /// What an execution used and remarked. It outlives the work, so that a node whose time is up can tell it as well.
 #[derive(Debug, Default)]
@@ -136,8 +140,21 @@ impl<P: Ports> Execution<'_, P> {
         Some(completion)
     }
 
-    /// Asks the model for the next turn of a dialogue. It is on record before anything follows from it.
-    pub async fn ask(&self, brief: &Brief, dialogue: &Dialogue) -> Result<Completion, Failure> {
+    /// Asks the model for the next turn of a dialogue. It is on record before anything follows from it. A conversation
+    /// that does not fit is shortened as long as that is possible.
+    pub async fn ask(&self, brief: &Brief, dialogue: &mut Dialogue) -> Result<Completion, Failure> {
+        loop {
+            match self.ask_once(brief, dialogue).await {
+                Err(failure) if failure.code == CONTEXT_OVERFLOW => match dialogue.shorten() {
+                    0 => return Err(dialogue.does_not_fit(&failure.message)),
+                    bytes => self.progress(EventType::NodeProgress, json!({ "left_out_bytes": bytes })),
+                },
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn ask_once(&self, brief: &Brief, dialogue: &Dialogue) -> Result<Completion, Failure> {
         let turn = dialogue.iterations() + 1;
         self.budget.check(&self.ledger.spent.borrow())?;
         let deltas = self.ports.events().wants(EventType::LlmDelta).then(Deltas::default);
@@ -158,6 +175,10 @@ impl<P: Ports> Execution<'_, P> {
             Some(deltas) => self.telling(turn, &deltas, call.as_mut()).await?,
             None => call.await?,
         };
+        let mut completion = Completion { shortened: dialogue.shortened(), ..completion };
+        if completion.shortened > 0 {
+            completion.warnings.push(String::from(LEFT_OUT));
+        }
         *self.ledger.spent.borrow_mut().usage.get_or_insert_default() += completion.usage;
         self.ledger.warn(completion.warnings.iter().cloned());
         self.logbook.heard(turn, &completion).await?;

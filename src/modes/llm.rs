@@ -115,15 +115,15 @@ pub(super) async fn complete<P: Ports>(execution: &Execution<'_, P>, task: LlmTa
         tools: Arc::from([]),
         output_schema: task.schema.as_ref().map(|schema| Arc::clone(&schema.source)),
     };
-    let mut dialogue =
-        Dialogue::new(task.prompt, task.attachments.blocks()?, Rules { agent: None, schema: task.schema });
+    let rules = Rules { schema: task.schema, ..Rules::default() };
+    let mut dialogue = Dialogue::new(task.prompt, task.attachments.blocks()?, rules);
     let mut next = dialogue.begin();
     loop {
         next = match next {
             Move::Ask => {
                 let completion = match execution.recorded(&dialogue) {
                     Some(completion) => completion,
-                    None => execution.ask(&brief, &dialogue).await?,
+                    None => execution.ask(&brief, &mut dialogue).await?,
                 };
                 let next = dialogue.heard(completion);
                 execution.ledger.partial.replace(Some(dialogue.partial()));

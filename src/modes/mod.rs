@@ -19,6 +19,7 @@ mod fallback;
 mod llm;
 mod logbook;
 mod portable;
+mod shorten;
 mod tool;
 mod toolbox;
 mod waits;

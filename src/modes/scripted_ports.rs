@@ -526,6 +526,7 @@ pub fn turn(text: &str, uses: &[(&str, Value)], stop_reason: StopReason) -> LlmA
         usage: Usage { input_tokens: 10, output_tokens: 5, cache_read_tokens: 2, cache_write_tokens: 1, cost: None },
         request_id: None,
         warnings: Vec::new(),
+        shortened: 0,
     }))
 }
 

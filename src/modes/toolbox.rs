@@ -224,7 +224,7 @@ impl Offer {
 }
 
 /// Leaves out the middle of texts so that all of them together have about `limit` characters.
-fn shortened(mut blocks: Vec<Value>, limit: usize) -> Vec<Value> {
+pub(super) fn shortened(mut blocks: Vec<Value>, limit: usize) -> Vec<Value> {
     let total: usize = blocks.iter_mut().filter_map(text_of).map(|text| text.chars().count()).sum();
     if total <= limit {
         return blocks;

@@ -1,4 +1,5 @@
-//! An error that the provider sent: classified by status and error type, never by its words.
+//! An error that the provider sent: classified by status and error type, and by its words only where the provider has
+//! no type for what matters.
 
 use std::time::Duration;
 
@@ -7,11 +8,14 @@ use crate::domain::breaker::Sign;
 use crate::domain::outcome::{Category, OVERLOADED};
 use crate::retry::Retry;
 
-/// Error types by which providers say that the conversation is longer than the model's window. The Messages API of
-/// Anthropic itself says it in words only (`invalid_request_error`), and words are not matched: there the code stays
-/// `invalid_request` and the provider's sentence stands in the message.
+/// Error types by which providers say that the conversation is longer than the model's window.
 const CONTEXT_KINDS: &[&str] =
     &["context_length_exceeded", "exceed_context_size_error", "model_context_window_exceeded"];
+
+/// The Messages API says the same in words only, under the type of any wrong request: "prompt is too long: 215000
+/// tokens > 200000 maximum" and "input length and `max_tokens` exceed context limit: …". A sentence that changes some
+/// day makes it a wrong request again, which fails as well, only without a shorter second try.
+const CONTEXT_WORDS: &[&str] = &["prompt is too long", "exceed context limit"];
 
 /// Error types by which providers say that the account cannot pay, whatever the status: waiting does not cure it.
 const BILLING_KINDS: &[&str] = &["insufficient_quota", "billing_hard_limit_reached", "billing_not_active"];
@@ -43,6 +47,10 @@ impl StatusError {
     pub fn class(&self) -> ErrorClass {
         let kind = self.kind.as_deref();
         if matches!(self.status, 400 | 413 | 422) && kind.is_some_and(|kind| CONTEXT_KINDS.contains(&kind)) {
+            return ErrorClass::ContextOverflow;
+        }
+        let too_long = || CONTEXT_WORDS.iter().any(|words| self.message.contains(words));
+        if self.status == 400 && kind == Some("invalid_request_error") && too_long() {
             return ErrorClass::ContextOverflow;
         }
         if kind.is_some_and(|kind| BILLING_KINDS.contains(&kind)) {
@@ -287,10 +295,18 @@ mod tests {
     }
 
     #[test]
-    fn a_full_context_is_told_by_the_error_type_alone() {
+    fn a_full_context_is_told_by_the_error_type_and_by_words_where_it_has_none() {
         assert_eq!(status(400, Some("exceed_context_size_error")).class(), ErrorClass::ContextOverflow);
-        let words = StatusError { message: String::from("prompt is too long"), ..status(400, None) };
-        assert_eq!(words.class(), ErrorClass::InvalidRequest);
+        let says = |message: &str, kind| StatusError { message: message.to_owned(), ..status(400, kind) }.class();
+        let wrong = Some("invalid_request_error");
+        for message in [
+            "prompt is too long: 215000 tokens > 200000 maximum",
+            "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000",
+        ] {
+            assert_eq!(says(message, wrong), ErrorClass::ContextOverflow);
+            assert_eq!(says(message, None), ErrorClass::InvalidRequest, "other providers have types for it");
+        }
+        assert_eq!(says("messages: at least one is required", wrong), ErrorClass::InvalidRequest);
     }
 
     #[test]

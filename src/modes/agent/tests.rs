@@ -379,3 +379,68 @@ async fn unknown_tools_and_a_missing_task_are_configuration_failures() {
     let report = script.run(json!({"tools": ["a"], "llm_config": {}})).await;
     assert_eq!(code(&report), ("configuration", "missing_task"));
 }
+
+/// A picture of 5,000 bytes, which a result keeps whole.
+fn picture(_: &Value) -> Result<ToolOutput, Failure> {
+    let content = vec![json!({"type": "image", "data": "A".repeat(5000), "mimeType": "image/png"})];
+    Ok(ToolOutput { content, structured: None, is_error: false })
+}
+
+fn overflow() -> LlmAct {
+    LlmAct::Fails(Failure::permanent("context_overflow", "the model says that it is too long"))
+}
+
+/// Whether each result that the model was shown in its last request was left out.
+fn left_out(script: &Script) -> Vec<bool> {
+    let requests = script.requests.borrow();
+    let results = requests.last().expect("a request").turns.iter().filter_map(|turn| match &**turn {
+        Turn::ToolResults(results) => Some(results.clone()),
+        _ => None,
+    });
+    results.flatten().map(|result| result.content[0]["type"] == "text").collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_that_does_not_fit_is_shortened_and_stays_so_for_the_next_worker() {
+    let draw = || wants(&[("draw", json!({}))]);
+    let script = || {
+        let acts = [draw(), draw(), overflow(), wants(&[("add", json!({}))]), says("done"), says("done")];
+        Script::new().tool("draw", picture).tool("add", echo).model(acts)
+    };
+    let undisturbed = script();
+    let report = undisturbed.run(config()).await;
+    assert_eq!(output(&report)["result"], "done");
+    assert!(report.warnings.iter().any(|warning| warning.contains("did not fit")), "{:?}", report.warnings);
+    assert_eq!(left_out(&undisturbed), [true, false, false], "the oldest picture, and no more than is needed");
+    let progress = undisturbed.told(EventType::NodeProgress);
+    assert!(progress.iter().any(|told| told["left_out_bytes"].as_u64().is_some_and(|bytes| bytes > 4000)));
+
+    let last = undisturbed.journal.written.borrow().len();
+    let script = script();
+    script.dies(Death::Before(last), config()).await;
+    let report = script.run(config()).await;
+    assert_eq!(output(&report)["result"], "done");
+    assert_eq!(left_out(&script), [true, false, false], "what was on record goes on from the shorter conversation");
+    assert!(report.warnings.iter().any(|warning| warning.contains("did not fit")), "{:?}", report.warnings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_of_which_nothing_can_be_left_out_ends_with_its_sizes() {
+    let script = Script::new().tool("add", echo).model([wants(&[("add", json!({}))]), overflow()]);
+    let report = script.run(config()).await;
+    assert_eq!((code(&report), script.requests.borrow().len()), (("permanent", "context_overflow"), 2));
+    let message = &failure(&report).message;
+    assert!(message.contains("too long; the conversation has 3 turns with "), "{message}");
+    assert!(message.contains("15 tokens were used"), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_the_end_of_the_window_cut_is_asked_for_again_after_less() {
+    let cut = turn("Half an ans", &[("draw", json!({}))], StopReason::ContextExceeded);
+    let script = Script::new().tool("draw", picture).model([wants(&[("draw", json!({}))]), cut, says("done")]);
+    let report = script.run(config()).await;
+    assert_eq!((output(&report)["result"].as_str(), &output(&report)["iterations"]), (Some("done"), &json!(3)));
+    assert_eq!((left_out(&script), script.calls.borrow().len()), (vec![true], 1), "a cut tool call never runs");
+    let requests = script.requests.borrow();
+    assert_eq!(requests[2].turns.len(), 3, "the cut turn is not kept: {:?}", requests[2].turns);
+}

@@ -83,6 +83,7 @@ pub(in crate::clients::llm) fn completion(
         usage: usage(&message.usage),
         request_id,
         warnings,
+        shortened: 0,
     })
 }
 

@@ -91,6 +91,7 @@ pub(super) fn completion(body: &[u8], asked: &str, ids: &mut Ids<'_>) -> Result<
         usage: usage.map(Usage::from).unwrap_or_default(),
         request_id: None,
         warnings: Vec::new(),
+        shortened: 0,
     })))
 }
 

@@ -114,6 +114,7 @@ pub(super) fn completion(body: &[u8], asked: &str, ids: &mut Ids<'_>) -> Result<
         },
         request_id: None,
         warnings: Vec::new(),
+        shortened: 0,
     })))
 }
 
