@@ -18,7 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 pub struct ItemLabels {
     /// `agent`, `llm`, `tool`, or `unknown` where the configuration could not be read.
     pub mode: &'static str,
-    /// `completed`, `failed`, `duplicate`, `lost`, `handed_back`, `parked`.
+    /// `completed`, `failed`, `duplicate`, `lost`, `handed_back`, `parked`, `waiting`.
     pub outcome: &'static str,
 }
 
@@ -88,6 +88,13 @@ pub struct ReasonLabels {
     pub reason: std::borrow::Cow<'static, str>,
 }
 
+/// Labels of a decision.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabels {
+    /// `accepted`, or the code of why it does not count.
+    pub result: &'static str,
+}
+
 /// Labels of a tool server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ServerLabels {
@@ -152,6 +159,10 @@ pub struct Metrics {
     pub parked: Counter,
     /// Nodes of all workers that wait outside of their streams.
     pub parked_now: Gauge,
+    /// Questions of all workers' nodes that nobody has answered.
+    pub waits_open: Gauge,
+    /// Decisions about nodes that wait.
+    pub decisions: Family<ResultLabels, Counter>,
     /// Nodes running or waiting to be settled.
     pub in_flight: Gauge,
     /// Nodes that may run at once.
@@ -230,6 +241,8 @@ impl Metrics {
             leases_lost: Counter::default(),
             parked: Counter::default(),
             parked_now: Gauge::default(),
+            waits_open: Gauge::default(),
+            decisions: Family::default(),
             in_flight: Gauge::default(),
             pool_size: Gauge::default(),
             tool_calls: Family::default(),
@@ -270,6 +283,8 @@ impl Metrics {
         r.register("leases_lost", "Leases found lost", metrics.leases_lost.clone());
         r.register("items_parked", "Nodes that left their slot for a long wait", metrics.parked.clone());
         r.register("items_parked_now", "Nodes of all workers that wait outside", metrics.parked_now.clone());
+        r.register("waits_open", "Questions that nobody has answered", metrics.waits_open.clone());
+        r.register("wait_decisions", "Decisions about nodes that wait, by result", metrics.decisions.clone());
         r.register("items_in_flight", "Nodes running or waiting to be settled", metrics.in_flight.clone());
         r.register("pool_size", "Nodes that may run at once", metrics.pool_size.clone());
         r.register("tool_calls", "Tool calls", metrics.tool_calls.clone());

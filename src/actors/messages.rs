@@ -17,6 +17,7 @@ use crate::domain::message::Completion;
 use crate::domain::outcome::{Failure, Report};
 use crate::domain::state::Snapshot;
 use crate::domain::tool::{ToolOutput, ToolSpec};
+use crate::domain::wait::Decision;
 use crate::domain::work::{Delivery, Token};
 use crate::ports::{Appended, LlmRequest, Opened, ToolCall, Wanted};
 
@@ -58,6 +59,18 @@ pub struct DeadLetter {
     pub custody: Custody,
     /// What is written about it.
     pub letter: Letter,
+}
+
+/// StreamReader → Publisher: somebody decided about a node that waits.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Decide {
+    /// What it came by.
+    pub entry: RawEntry,
+    /// What makes that ours.
+    pub custody: Custody,
+    /// The decision.
+    pub decision: Box<Decision>,
 }
 
 /// NodeExecutor → StateStore: give this run to this entry and read the state.

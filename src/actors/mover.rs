@@ -12,7 +12,7 @@ use actix::{Actor, ActorContext as _, AsyncContext as _, Context, WrapFuture as 
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{CancelWatch, Keys, Link, Moved, ParkingLot, RedisError, Waiting};
+use crate::clients::redis::{CancelWatch, Keys, Link, Moved, ParkingLot, RedisError, Waiting, WaitingRoom};
 use crate::metrics::Metrics;
 
 /// Work that one look brings back; more is brought back by the next, which follows at once.
@@ -27,6 +27,8 @@ const LONGEST_ROUND: Duration = Duration::from_secs(1);
 pub struct MoverDeps {
     /// Where nodes wait.
     pub parking: ParkingLot,
+    /// What others are asked.
+    pub waiting: WaitingRoom,
     /// Their streams.
     pub streams: Vec<Arc<str>>,
     /// The shortest wait outside: there is no need to look much more often.
@@ -175,5 +177,6 @@ async fn look(deps: &MoverDeps) -> Result<(), RedisError> {
         }
     }
     deps.metrics.parked_now.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    deps.metrics.waits_open.set(i64::try_from(deps.waiting.count().await?).unwrap_or(i64::MAX));
     Ok(())
 }

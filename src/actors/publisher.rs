@@ -1,25 +1,32 @@
 //! Publisher: the one way out. Writes every result in one settle and holds it until Redis has answered.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use jiff::Timestamp;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::custody::Custody;
 use crate::actors::kept::Kept;
-use crate::actors::messages::{DeadLetter, NodeFinished};
+use crate::actors::messages::{DeadLetter, Decide, NodeFinished};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Blobs, Keys, LargeOutput, Leases, ParkingLot, RedisError, Settled, Settlement, Settler};
+use crate::clients::redis::{
+    Blobs, Decided, Keys, LargeOutput, Leases, ParkingLot, RawEntry, RedisError, Settled, Settlement, Settler,
+    WaitingRoom,
+};
 use crate::domain::blob::BlobRef;
-use crate::domain::outcome::{Failure, Outcome, Parking, Report};
+use crate::domain::outcome::{Failure, Outcome, Parking, Report, Waiting};
 use crate::domain::settlement::{End, Execution, Written};
+use crate::domain::wait::{Ask, Decision};
 use crate::domain::work::{Delivery, Meta};
 use crate::failpoint::{self, Point};
 use crate::health::Health;
-use crate::metrics::{CategoryLabels, Metrics, ModeLabels, ReasonLabels};
+use crate::metrics::{CategoryLabels, Metrics, ModeLabels, ReasonLabels, ResultLabels};
+use crate::modes::schema::Schema;
 use crate::ports::CancelReason;
 use crate::retry::backoff;
 
@@ -37,6 +44,8 @@ pub struct PublisherDeps {
     pub inline_output: usize,
     /// Where nodes wait that wait for long.
     pub parking: ParkingLot,
+    /// Where nodes wait that others have to say something to.
+    pub waiting: WaitingRoom,
     /// The lease scripts, for entries that are handed back.
     pub leases: Leases,
     /// Which keys are whose.
@@ -94,13 +103,54 @@ impl Handler<DeadLetter> for Publisher {
     }
 }
 
+impl Handler<Decide> for Publisher {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Decide { entry, custody, decision }: Decide, _: &mut Self::Context) -> Self::Result {
+        let deps = Arc::clone(&self.deps);
+        Box::pin(async move {
+            custody.settling();
+            deps.decide(&entry, &decision).await;
+            drop(custody);
+        })
+    }
+}
+
 impl PublisherDeps {
+    /// Writes down what somebody decided, or why it does not count.
+    async fn decide(&self, entry: &RawEntry, decision: &Decision) {
+        let decided = Cell::new(None);
+        let ask = || async {
+            let answer = self.waiting.decide(decision, Some(entry), fits).await;
+            match answer {
+                Ok(answer) => {
+                    decided.set(Some(answer));
+                    Ok(Settled::Done)
+                }
+                // Said so that it is tried again when somebody has mended it.
+                Err(RedisError::WrongType { key: Some(key) }) => Ok(Settled::WrongType { key }),
+                Err(error) => Err(error),
+            }
+        };
+        self.until_answered(ask).await;
+        let result = match decided.take() {
+            Some(Decided::Counts) => "accepted",
+            Some(Decided::Refused(refusal)) => {
+                tracing::info!(wait.id = %decision.wait_id, graph.id = %decision.graph_id, node.id = %decision.node_id,
+                    code = refusal.code, "a decision does not count");
+                refusal.code
+            }
+            Some(Decided::Lost) | None => return,
+        };
+        self.metrics.decisions.get_or_create(&ResultLabels { result }).inc();
+    }
+
     async fn finish(&self, finished: NodeFinished) {
         let NodeFinished { delivery, custody, mut report, started_at, started, letter } = finished;
         let delivery = with_present_token(delivery, &custody);
         let mode = report.mode.map_or("unknown", crate::domain::node::Mode::as_str);
         let took = started.elapsed();
-        if let (Some(mode), false) = (report.mode, matches!(report.outcome, Outcome::Parked(_))) {
+        if let (Some(mode), false) = (report.mode, matches!(report.outcome, Outcome::Parked(_) | Outcome::Waiting(_))) {
             let histogram = self.metrics.duration.get_or_create(&ModeLabels { mode: mode.as_str() });
             Metrics::seconds(&histogram, took);
         }
@@ -115,6 +165,15 @@ impl PublisherDeps {
             Outcome::Lost => return self.lost(mode),
             Outcome::Unfinished => return self.hand_back(&custody, mode).await,
             Outcome::Parked(parking) => return self.park(&delivery, &custody, parking, mode).await,
+            Outcome::Waiting(waiting) => {
+                let execution = Execution {
+                    worker_id: &self.worker_id,
+                    delivery: &delivery,
+                    started_at,
+                    completed_at: Timestamp::now(),
+                };
+                return self.wait(&execution, &custody, waiting, &report, mode).await;
+            }
         };
         let completed_at = Timestamp::now();
         let execution = Execution { worker_id: &self.worker_id, delivery: &delivery, started_at, completed_at };
@@ -140,6 +199,8 @@ impl PublisherDeps {
             Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
                 self.health.processed(completed_at);
                 self.settled(&settlement, &report, failure, mode, took);
+                // The journal with the questions is gone; should this fail, whoever looks for them finds that out.
+                let _ = self.waiting.forget(&report.open).await;
                 // The item itself may be large, and writing the result again needs only its names.
                 settlement.delivery = Arc::new(settlement.delivery.bare());
                 self.kept.keep(Arc::new(settlement), Instant::now());
@@ -212,6 +273,8 @@ impl PublisherDeps {
             redriven: delivery.meta.redriven,
             waits: waits.clone(),
             since: Some(*since),
+            waited_ms: waited_ms(delivery),
+            asked_at: None,
         };
         let pause_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         custody.settling();
@@ -221,6 +284,55 @@ impl PublisherDeps {
                 self.metrics.ended(mode, "parked");
                 tracing::info!(node.mode = mode, steps = ?waits.keys(), error.code = %failure.code, error = %failure.message, attempt,
                     pause_ms, "the node waits outside of its slot");
+            }
+            Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),
+            Some(Settled::Lost) => self.lost(mode),
+            Some(Settled::Conflict | Settled::WrongType { .. }) | None => {
+                tracing::error!(work.id = %delivery.work_id, "redis did not take the waiting node before the worker \
+                    ended; the entry will be taken over and run again");
+            }
+        }
+    }
+
+    /// Ends the run around what others are asked.
+    async fn wait(
+        &self,
+        execution: &Execution<'_>,
+        custody: &Custody,
+        waiting: &Waiting,
+        report: &Report,
+        mode: &'static str,
+    ) {
+        let delivery = execution.delivery;
+        let meta = Meta {
+            origin: Some(String::from(delivery.meta.origin.as_deref().unwrap_or(delivery.entry.as_str()))),
+            attempt: delivery.meta.attempt,
+            crashes: if custody.has_progressed() { 0 } else { delivery.crashes },
+            redriven: delivery.meta.redriven,
+            waits: waiting.waits.clone(),
+            since: Some(waiting.since),
+            waited_ms: waited_ms(delivery),
+            asked_at: Some(execution.completed_at),
+        };
+        let written = execution.write_waiting(&waiting.asks, report);
+        custody.settling();
+        failpoint::reach(Point::BeforeSettle);
+        let wait = || failpoint::sent(Point::SettleSent, self.waiting.wait(delivery, &meta, waiting, &written, true));
+        let mut answer = self.until_answered(wait).await;
+        if let Some(Settled::WrongType { key }) = &answer {
+            tracing::error!(
+                key,
+                "the graph's state cannot be read or written, so it does not show that the node waits"
+            );
+            answer = self.until_answered(|| self.waiting.wait(delivery, &meta, waiting, &written, false)).await;
+        }
+        match answer {
+            Some(Settled::Done | Settled::DoneStateGone | Settled::Again) => {
+                for ask in &waiting.asks {
+                    tracing::info!(node.mode = mode, wait.id = %ask.wait_id, kind = ask.kind.as_str(),
+                        tool = ask.tool, expires_at = %ask.expires_at, "the node waits for a decision");
+                }
+                self.metrics.ended(mode, "waiting");
             }
             Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),
             Some(Settled::Lost) => self.lost(mode),
@@ -297,6 +409,17 @@ impl PublisherDeps {
             }
         }
     }
+}
+
+/// How long the node has waited for others so far.
+fn waited_ms(delivery: &Delivery) -> u64 {
+    u64::try_from(delivery.meta.waited(&delivery.entry).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether what goes with a decision fits what was asked.
+pub fn fits(ask: &Ask, content: &Value) -> Result<(), String> {
+    let schema = Schema::compile(Arc::new(ask.schema.clone()))?;
+    schema.check(content)
 }
 
 /// A result that Redis has not taken; its drop ends the hold whatever happens.

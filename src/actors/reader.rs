@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::custody::{Custody, InFlight};
 use crate::actors::kept::Rollback;
 use crate::actors::lease::Gate;
-use crate::actors::messages::{DeadLetter, Execute, NodeFinished};
+use crate::actors::messages::{DeadLetter, Decide, Execute, NodeFinished};
 use crate::actors::pool::ExecutorPool;
 use crate::actors::publisher::Publisher;
 use crate::actors::supervise::{DeathWatch, Post};
 use crate::clients::redis::{Leases, Letter, RawEntry, RedisError, Takeover, WorkStreams};
 use crate::domain::ids::WorkId;
 use crate::domain::outcome::{Category, Failure, Outcome, Report};
-use crate::domain::work::{Delivery, Malformed, Meta, WorkItem, parse_entry};
+use crate::domain::work::{Content, Delivery, Malformed, Meta, WorkItem, read_entry};
 use crate::failpoint::{self, Point};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -289,9 +289,15 @@ impl ReaderDeps {
             Metrics::seconds(&self.metrics.queued, Duration::from_millis(u64::try_from(waited).unwrap_or(0)));
         }
         let parsed =
-            parse_entry(&entry.stream, &entry.entry, entry.data.as_deref(), entry.meta.as_deref(), self.max_item_bytes);
+            read_entry(&entry.stream, &entry.entry, entry.data.as_deref(), entry.meta.as_deref(), self.max_item_bytes);
         match parsed {
-            Ok((item, meta)) => {
+            Ok(Content::Decision(decision)) => match self.publisher.addr() {
+                // Should the Publisher die with it, the entry is found again as unheld.
+                Some(publisher) => publisher.do_send(Decide { entry, custody, decision }),
+                None => tracing::warn!("the publisher is away, the entry stays for a later pass"),
+            },
+            Ok(Content::Work(work)) => {
+                let (item, meta) = *work;
                 custody.concerns(&item.graph_id, &item.node_id);
                 let crashes = died(&meta, &entry);
                 let delivery = Delivery {

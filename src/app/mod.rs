@@ -30,7 +30,7 @@ use crate::actors::store::StateStore as StoreActor;
 use crate::actors::supervise::supervise;
 use crate::clients::redis::{
     Blobs, EventLog, JournalWriter, Keys, Leases, Link, ParkingLot, Permissions, RateLimits, RedisError, ServerFacts,
-    Settler, StateStore, Upkeep, WorkStreams, WorkerRegistry, preflight,
+    Settler, StateStore, Upkeep, WaitingRoom, WorkStreams, WorkerRegistry, preflight,
 };
 use crate::config::Config;
 use crate::domain::event::EventType;
@@ -192,6 +192,7 @@ impl Worker {
             Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
         let parking =
             ParkingLot::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
+        let waiting = WaitingRoom::new(link.clone(), keys.clone(), &config);
         let kept = Arc::new(Kept::default());
         let publisher_deps = Arc::new(PublisherDeps {
             settler: settler.clone(),
@@ -199,6 +200,7 @@ impl Worker {
             blobs: blobs.clone(),
             inline_output: config.limits.inline_output.get(),
             parking: parking.clone(),
+            waiting: waiting.clone(),
             leases: leases.clone(),
             keys: keys.clone(),
             worker_id: worker_id.clone(),
@@ -260,6 +262,7 @@ impl Worker {
         });
         let mover_deps = Arc::new(MoverDeps {
             parking,
+            waiting,
             streams: reader_deps.streams.clone(),
             park_after: config.retry.park_after,
             heartbeat: config.lease.renew(),

@@ -137,6 +137,13 @@ fn print(report: &Report, whole: bool) -> u8 {
                 json!({"status": "failed", "error": failure.message, "error_details": details, "partial": partial}),
             )
         }
+        Outcome::Waiting(waiting) => {
+            for ask in &waiting.asks {
+                print_note(format_args!("{} {}", style("asks").for_stderr().yellow(), ask.message));
+            }
+            print_note("the node waits for a person's word, and there is nobody to wait here: submit it to a worker");
+            (FAILED, json!({"status": "waiting", "waits": waiting.asks}))
+        }
         Outcome::Duplicate | Outcome::Lost | Outcome::Unfinished | Outcome::Parked(_) => {
             print_note("the node did not run to its end");
             (FAILED, json!({"status": "unfinished"}))

@@ -129,7 +129,12 @@ impl Waiting<'_> {
                     EventType::NodeStarted
                     | EventType::NodeProgress
                     | EventType::ToolExecuted
-                    | EventType::LlmDelta => {}
+                    | EventType::LlmDelta
+                    | EventType::NodeDecision => {}
+                    EventType::NodeInputRequired => {
+                        let wait = body["data"]["wait_id"].as_str().unwrap_or("?");
+                        print_note(format_args!("the node waits: executor-worker approve {wait}, or reject"));
+                    }
                 }
             }
             if silent && begun.elapsed() > SILENCE {
@@ -192,7 +197,11 @@ fn tell(kind: EventType, body: &Value) {
         EventType::NodeStarted => {
             print_note(format_args!("{} on {}", name.cyan(), metadata["worker_id"].as_str().unwrap_or("?")));
         }
-        EventType::NodeProgress | EventType::ToolExecuted | EventType::LlmDelta => {
+        EventType::NodeProgress
+        | EventType::ToolExecuted
+        | EventType::LlmDelta
+        | EventType::NodeInputRequired
+        | EventType::NodeDecision => {
             let mut facts = data.clone();
             if let Some(facts) = facts.as_object_mut() {
                 facts.remove("graph_id");

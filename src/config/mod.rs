@@ -31,6 +31,7 @@ pub use presets::{Protocol, ProviderKind};
 
 pub use self::mcp_auth::{McpAuthConfig, TokenEndpointAuthMethod};
 use crate::domain::price::Price;
+pub use crate::domain::wait::OnExpiry;
 use crate::retry::RetryPolicy;
 
 /// `config/default.toml` as compiled in.
@@ -62,6 +63,8 @@ pub struct Config {
     pub tools: ToolsConfig,
     /// The agent loop.
     pub agent: AgentConfig,
+    /// Nodes that wait for others.
+    pub wait: WaitConfig,
     /// How a step is retried.
     pub retry: RetryConfig,
     /// Sizes and times that nothing may exceed.
@@ -575,6 +578,9 @@ pub struct ToolsConfig {
     /// before what the server says of its tools.
     #[serde(default)]
     pub unknown_outcome: BTreeMap<String, UnknownOutcome>,
+    /// Tools, as nodes name them, whose calls want a person's word first: `always`, or a condition over `args`.
+    #[serde(default)]
+    pub approve: BTreeMap<String, String>,
     /// The `http_request` tool.
     pub http_request: HttpRequestConfig,
 }
@@ -604,6 +610,19 @@ pub struct AgentConfig {
     pub parallel_tools: NonZeroUsize,
     /// Whether the iteration limit is followed by one last turn without tools.
     pub finalize: bool,
+}
+
+/// Nodes that wait for what others say.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaitConfig {
+    /// How long an answer is waited for where the node says nothing.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// What follows when there is none by then.
+    pub on_expiry: OnExpiry,
+    /// Decisions that the audit keeps, approximately.
+    pub audit_maxlen: NonZeroUsize,
 }
 
 /// How a step is retried.

@@ -18,6 +18,7 @@ use crate::config::source::{Source, dotted};
 use crate::config::{
     Config, LeaseConfig, McpAuthConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind, presets,
 };
+use crate::domain::approve::Rule;
 use crate::domain::node::nearest;
 
 /// Names that `tools.disable` may hold.
@@ -366,7 +367,15 @@ impl Check<'_> {
 
     /// A rule for a tool that does not exist would protect nothing. The tools of a server are known only to itself.
     fn tool_names(&mut self, config: &Config) {
-        for name in config.tools.unknown_outcome.keys() {
+        for (name, when) in &config.tools.approve {
+            let key = dotted(&["tools", "approve", name]);
+            if let Err(why) = Rule::new(name, Some(when)) {
+                self.blame(&[&key], why);
+            }
+        }
+        let outcomes = config.tools.unknown_outcome.keys().map(|name| ("unknown_outcome", name));
+        let approvals = config.tools.approve.keys().filter(|name| *name != "*").map(|name| ("approve", name));
+        for (section, name) in outcomes.chain(approvals) {
             let servers = || config.mcp.servers.keys().map(String::as_str);
             let (known, whose, near) = match name.split_once('/') {
                 Some((server, tool)) => {
@@ -382,7 +391,7 @@ impl Check<'_> {
             };
             if !known {
                 let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-                self.blame(&[&dotted(&["tools", "unknown_outcome", name])], format!("{whose}{hint}"));
+                self.blame(&[&dotted(&["tools", section, name])], format!("{whose}{hint}"));
             }
         }
     }

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
 use crate::domain::message::Usage;
 use crate::domain::outcome::{Failure, Partial};
+use crate::domain::wait::WaitId;
 
 /// The version of the event's shape.
 pub const EVENT_VERSION: u8 = 1;
@@ -30,17 +31,23 @@ pub enum EventType {
     ToolExecuted,
     /// A model wrote a piece of its answer.
     LlmDelta,
+    /// A node waits for what somebody else says.
+    NodeInputRequired,
+    /// Somebody decided, and this is what came of it.
+    NodeDecision,
 }
 
 impl EventType {
     /// Every type.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::NodeCompleted,
         Self::NodeFailed,
         Self::NodeStarted,
         Self::NodeProgress,
         Self::ToolExecuted,
         Self::LlmDelta,
+        Self::NodeInputRequired,
+        Self::NodeDecision,
     ];
 
     /// Every type that is live progress, best effort.
@@ -55,6 +62,8 @@ impl EventType {
             Self::NodeProgress => "node.progress",
             Self::ToolExecuted => "tool.executed",
             Self::LlmDelta => "llm.delta",
+            Self::NodeInputRequired => "node.input_required",
+            Self::NodeDecision => "node.decision",
         }
     }
 }
@@ -126,20 +135,28 @@ impl<'a> Event<'a> {
     }
 }
 
-/// The id of a work item's one terminal event: derived from the work, never drawn, so that every copy bears it. Work
-/// that was brought back from the dead letters ends once more, under another id.
-pub fn terminal_event_id(work_id: &WorkId, redriven: u32) -> String {
+/// The id of the event of a question, the same however often it is asked.
+pub fn question_event_id(wait: &WaitId) -> String {
+    event_id(&Sha256::digest(wait.as_str().as_bytes()))
+}
+
+fn event_id(digest: &[u8]) -> String {
     use std::fmt::Write as _;
-    let digest = match redriven {
-        0 => Sha256::digest(work_id.as_str().as_bytes()),
-        again => Sha256::digest(format!("{work_id}\n{again}").as_bytes()),
-    };
     let mut id = String::with_capacity(36);
     id.push_str("evt_");
     for byte in &digest[..16] {
         let _ = write!(id, "{byte:02x}");
     }
     id
+}
+
+/// The id of a work item's one terminal event: derived from the work, never drawn, so that every copy bears it. Work
+/// that was brought back from the dead letters ends once more, under another id.
+pub fn terminal_event_id(work_id: &WorkId, redriven: u32) -> String {
+    event_id(&match redriven {
+        0 => Sha256::digest(work_id.as_str().as_bytes()),
+        again => Sha256::digest(format!("{work_id}\n{again}").as_bytes()),
+    })
 }
 
 #[derive(Serialize)]

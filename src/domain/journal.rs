@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::domain::message::{Completion, Usage};
 use crate::domain::outcome::{Failure, Spent};
 use crate::domain::tool::{ToolOutput, ToolTarget};
+use crate::domain::wait::{Ask, Asked, Said, WaitId};
 
 /// The version of the journal's shape that this worker writes, and the only one that it goes on from.
 pub const JOURNAL_VERSION: u64 = 1;
@@ -62,6 +63,21 @@ impl Field {
             _ => None,
         }
     }
+}
+
+/// What the names of entries about questions begin with; the id and one of the next two follow.
+const WAIT: &str = "w:";
+const ASK: &str = ":ask";
+const SAID: &str = ":said";
+
+/// The name of the entry of a question.
+pub fn ask_field(wait: &WaitId) -> String {
+    format!("{WAIT}{wait}{ASK}")
+}
+
+/// The name of the entry of its answer.
+pub fn said_field(wait: &WaitId) -> String {
+    format!("{WAIT}{wait}{SAID}")
 }
 
 /// What the journal belongs to and what has been used; written anew with every entry.
@@ -163,6 +179,8 @@ pub struct Record {
     pub turns: Vec<Completion>,
     /// The tool calls.
     pub calls: BTreeMap<CallId, CallRecord>,
+    /// The questions that were asked.
+    pub waits: BTreeMap<WaitId, Asked>,
     starts: u32,
     unsafe_begun: bool,
 }
@@ -221,8 +239,19 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
     let header = serde_json::from_value(header).map_err(|error| broken(HEADER, error))?;
     let mut turns = BTreeMap::new();
     let (mut starts, mut ends) = (BTreeMap::<CallId, Start>::new(), BTreeMap::<CallId, End>::new());
+    let (mut asks, mut answers) = (BTreeMap::<WaitId, Ask>::new(), BTreeMap::<WaitId, Said>::new());
     for (name, value) in fields.iter().filter(|(name, _)| name != HEADER) {
         let broken = |error| broken(name, error);
+        if let Some(wait) = name.strip_prefix(WAIT) {
+            if let Some(wait) = wait.strip_suffix(ASK) {
+                asks.insert(WaitId::from_text(wait), serde_json::from_slice(value).map_err(broken)?);
+                continue;
+            }
+            if let Some(wait) = wait.strip_suffix(SAID) {
+                answers.insert(WaitId::from_text(wait), serde_json::from_slice(value).map_err(broken)?);
+                continue;
+            }
+        }
         match Field::parse(name).ok_or_else(|| format!("it has an entry `{name}` of an unknown kind"))? {
             Field::Turn(turn) => drop(turns.insert(turn, serde_json::from_slice(value).map_err(broken)?)),
             Field::Start(call) => drop(starts.insert(call, serde_json::from_slice(value).map_err(broken)?)),
@@ -241,7 +270,12 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
     if turns.len() != recorded || calls.keys().any(|call| call.turn > known) {
         return Err(String::from("a turn of the model is missing in it"));
     }
-    Ok(Record { header, turns, calls, starts: u32::try_from(begun).unwrap_or(u32::MAX), unsafe_begun })
+    let asked = |(wait, ask): (WaitId, Ask)| {
+        let said = answers.remove(&wait);
+        (wait, Asked { ask, said })
+    };
+    let waits = asks.into_iter().map(asked).collect();
+    Ok(Record { header, turns, calls, waits, starts: u32::try_from(begun).unwrap_or(u32::MAX), unsafe_begun })
 }
 
 fn header(fields: &[(String, Vec<u8>)]) -> Option<Value> {
@@ -272,6 +306,7 @@ mod tests {
 
     use super::*;
     use crate::domain::message::{AssistantTurn, StopReason};
+    use crate::domain::wait::Action;
 
     const RAW: &str = r#"[ {"type":"text",  "text":"hé","sig":1.0e2} ]"#;
 
@@ -364,6 +399,19 @@ mod tests {
         let end = End::Failed(failure);
         let text = serde_json::to_string(&end).expect("JSON");
         assert_eq!(serde_json::from_str::<End>(&text).expect("an end"), end);
+    }
+
+    #[test]
+    fn questions_are_read_with_their_answers() {
+        let ask = crate::domain::wait::tests::ask();
+        let said = Said { action: Action::Reject, content: None, by: None, note: None, at: Timestamp::UNIX_EPOCH };
+        let mut fields = fields();
+        fields.push(field(ask_field(&ask.wait_id), &ask));
+        assert_eq!(usable(&fields).waits[&ask.wait_id], Asked { ask: ask.clone(), said: None });
+        fields.push(field(said_field(&ask.wait_id), &said));
+        assert_eq!(usable(&fields).waits[&ask.wait_id].said, Some(said));
+        fields.push((String::from("w:x:heard"), b"{}".to_vec()));
+        assert!(refused(&fields).why.contains("unknown kind"), "whoever does not know a question must not go on");
     }
 
     #[test]

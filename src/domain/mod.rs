@@ -1,6 +1,7 @@
 //! The vocabulary of the worker: what comes in, what a node is, what goes out.
 //! No I/O, no async and no actor lives here, so every rule can be tested as a value.
 
+pub mod approve;
 pub mod blob;
 pub mod breaker;
 pub mod cancel;
@@ -18,4 +19,5 @@ pub mod settlement;
 pub mod state;
 pub mod tool;
 pub mod tool_server;
+pub mod wait;
 pub mod work;

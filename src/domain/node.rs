@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::domain::outcome::Failure;
+use crate::domain::wait::OnExpiry;
 
 /// What kind of work a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -56,6 +57,10 @@ pub struct NodeConfig {
     pub output_schema: Option<Value>,
     /// Budgets.
     pub limits: Limits,
+    /// agent, tool: calls that want a person's word first: names of tools, or objects of `tool` and `when`.
+    pub approve: Vec<Value>,
+    /// How long such a word is waited for.
+    pub wait: WaitOverride,
     /// tool: the tool.
     pub tool_name: Option<String>,
     /// tool: its arguments (templates in strings at any depth).
@@ -135,6 +140,17 @@ pub struct Limits {
     pub timeout: Option<Duration>,
 }
 
+/// A node's own settings of waiting; what is absent is the worker's.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WaitOverride {
+    /// How long an answer is waited for.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Option<Duration>,
+    /// What follows when there is none by then.
+    pub on_expiry: Option<OnExpiry>,
+}
+
 /// A node's own retry settings; what is absent is the worker's.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -208,6 +224,8 @@ const NODE_MEMBERS: &[&str] = &[
     "llm_config",
     "output_schema",
     "limits",
+    "approve",
+    "wait",
     "tool_name",
     "tool_params",
     "parameters",
@@ -236,6 +254,7 @@ const LLM_MEMBERS: &[&str] = &[
     "extra",
 ];
 const LIMIT_MEMBERS: &[&str] = &["max_tool_calls", "max_tokens", "max_cost_usd", "timeout"];
+const WAIT_MEMBERS: &[&str] = &["timeout", "on_expiry"];
 const RETRY_MEMBERS: &[&str] = &["max_attempts", "initial", "max"];
 const EXTRACT_MEMBERS: &[&str] = &["from", "llm_config"];
 
@@ -250,7 +269,9 @@ impl NodeConfig {
         };
         let mut warnings = Vec::new();
         unknown_members(members, "", NODE_MEMBERS, &mut warnings);
-        for (path, known) in [("llm_config", LLM_MEMBERS), ("limits", LIMIT_MEMBERS), ("retry", RETRY_MEMBERS)] {
+        for (path, known) in
+            [("llm_config", LLM_MEMBERS), ("limits", LIMIT_MEMBERS), ("retry", RETRY_MEMBERS), ("wait", WAIT_MEMBERS)]
+        {
             if let Some(Value::Object(inner)) = members.get(path) {
                 unknown_members(inner, path, known, &mut warnings);
             }

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::domain::message::Usage;
 use crate::domain::node::Mode;
+use crate::domain::wait::{Ask, WaitId};
 use crate::retry::Retry;
 
 /// The kinds of failure that consumers tell apart (`error_details.category`).
@@ -185,6 +187,27 @@ pub enum Outcome {
     Unfinished,
     /// A step has to wait for long: the entry leaves the stream until then, and its slot is free.
     Parked(Box<Parking>),
+    /// Somebody else has to say how the node goes on: the entry leaves the stream until then, and its slot is free.
+    Waiting(Box<Waiting>),
+}
+
+/// A wait for what somebody else says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Waiting {
+    /// The questions, none of which is answered.
+    pub asks: Vec<Ask>,
+    /// The moment after which nobody needs to answer any more.
+    pub expires_at: Timestamp,
+    /// When the node goes on all the same, because other steps of it wait for that.
+    pub until: Option<Instant>,
+    /// Those steps and the attempts that each has used up.
+    pub waits: BTreeMap<String, u32>,
+    /// When the node was first begun.
+    pub since: Timestamp,
+    /// The journal's header, JSON, for one that nothing was written to before.
+    pub header: String,
+    /// Whether everything in the journal before goes.
+    pub restart: bool,
 }
 
 /// A wait that is too long to hold a slot for.
@@ -214,11 +237,23 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// What was gone on from, where another worker had begun.
     pub resumed: Option<Resumed>,
+    /// What others decided about it, in few words.
+    pub decisions: Vec<Value>,
+    /// Questions that nobody has answered.
+    pub open: Vec<WaitId>,
 }
 
 impl Report {
     /// A report of an execution that ended before its mode was known.
     pub fn early(outcome: Outcome) -> Self {
-        Self { outcome, mode: None, spent: Spent::default(), warnings: Vec::new(), resumed: None }
+        Self {
+            outcome,
+            mode: None,
+            spent: Spent::default(),
+            warnings: Vec::new(),
+            resumed: None,
+            decisions: Vec::new(),
+            open: Vec::new(),
+        }
     }
 }

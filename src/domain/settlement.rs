@@ -2,11 +2,15 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::domain::event::{Event, EventType, Subject, completed_data, error_details, failed_data, terminal_event_id};
+use crate::domain::event::{
+    Event, EventType, Subject, completed_data, error_details, failed_data, question_event_id, terminal_event_id,
+};
 use crate::domain::outcome::{Category, Failure, Partial, Report, Resumed};
 use crate::domain::state::{NodeRecord, NodeStatus};
+use crate::domain::wait::{Ask, WaitId};
 use crate::domain::work::Delivery;
 
 /// The worker's side of an execution.
@@ -54,6 +58,26 @@ pub struct Written {
     pub node_json: String,
 }
 
+/// The texts that are written when a node begins to wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenWait {
+    /// The node state, JSON.
+    pub node_json: String,
+    /// The questions.
+    pub asks: Vec<WrittenAsk>,
+}
+
+/// One question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenAsk {
+    /// Its name.
+    pub wait_id: WaitId,
+    /// How it is kept, JSON.
+    pub ask_json: String,
+    /// The event, JSON.
+    pub event_json: String,
+}
+
 #[derive(Serialize)]
 struct Metadata<'a> {
     worker_id: &'a str,
@@ -68,6 +92,8 @@ struct Metadata<'a> {
     warnings: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     resumed: Option<Resumed>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    decisions: &'a [Value],
     #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,19 +109,7 @@ impl Execution<'_> {
             End::Completed { mapped, .. } => mapped,
             End::Failed { .. } => None,
         };
-        let metadata = Metadata {
-            worker_id: self.worker_id,
-            work_id: self.delivery.work_id.as_str(),
-            mode: report.mode.map(crate::domain::node::Mode::as_str),
-            attempt: report.spent.attempts.max(self.delivery.meta.attempt + 1),
-            duration_ms: self.completed_at.as_millisecond() - self.started_at.as_millisecond(),
-            redriven: Some(self.delivery.meta.redriven).filter(|&times| times > 0),
-            warnings: &report.warnings,
-            resumed: report.resumed,
-            traceparent: item.traceparent.as_deref(),
-            item: item.metadata.as_deref(),
-        };
-        let metadata = serde_json::value::to_raw_value(&metadata).expect("metadata has string keys");
+        let metadata = self.metadata(report);
         let (event, status, output, error, data) = match end {
             End::Completed { output, .. } => (
                 EventType::NodeCompleted,
@@ -128,7 +142,8 @@ impl Execution<'_> {
                 End::Failed { partial, .. } => partial,
             },
             started_at: self.started_at,
-            completed_at: self.completed_at,
+            completed_at: Some(self.completed_at),
+            waiting: None,
             run_id: item.run_id.as_str(),
             metadata: &metadata,
         };
@@ -136,5 +151,55 @@ impl Execution<'_> {
         let event_json = Event::new(event, &event_id, subject, self.completed_at, &data, &metadata).to_json();
         let node_json = serde_json::to_string(&record).expect("a node state has string keys");
         Written { event, event_id, event_json, node_json }
+    }
+
+    fn metadata(&self, report: &Report) -> Box<RawValue> {
+        let item = &self.delivery.item;
+        let metadata = Metadata {
+            worker_id: self.worker_id,
+            work_id: self.delivery.work_id.as_str(),
+            mode: report.mode.map(crate::domain::node::Mode::as_str),
+            attempt: report.spent.attempts.max(self.delivery.meta.attempt + 1),
+            duration_ms: self.completed_at.as_millisecond() - self.started_at.as_millisecond(),
+            redriven: Some(self.delivery.meta.redriven).filter(|&times| times > 0),
+            warnings: &report.warnings,
+            resumed: report.resumed,
+            decisions: &report.decisions,
+            traceparent: item.traceparent.as_deref(),
+            item: item.metadata.as_deref(),
+        };
+        serde_json::value::to_raw_value(&metadata).expect("metadata has string keys")
+    }
+
+    /// Puts into words that the node waits: its state, and for each question how it is kept and its event.
+    pub fn write_waiting(&self, asks: &[Ask], report: &Report) -> WrittenWait {
+        let item = &self.delivery.item;
+        let subject = Subject { graph_id: &item.graph_id, node_id: &item.node_id, run_id: &item.run_id };
+        let metadata = self.metadata(report);
+        let record = NodeRecord {
+            node_id: item.node_id.as_str(),
+            status: NodeStatus::Waiting,
+            output: None,
+            mapped: None,
+            error: None,
+            error_details: None,
+            usage: None,
+            partial: None,
+            started_at: self.started_at,
+            completed_at: None,
+            waiting: Some(asks.iter().map(Ask::brief).collect()),
+            run_id: item.run_id.as_str(),
+            metadata: &metadata,
+        };
+        let kind = EventType::NodeInputRequired;
+        let question = |ask: &Ask| {
+            let data = serde_json::value::to_raw_value(ask).expect("a question has string keys");
+            let event = Event::new(kind, question_event_id(&ask.wait_id), subject, ask.asked_at, &data, &metadata);
+            WrittenAsk { wait_id: ask.wait_id.clone(), event_json: event.to_json(), ask_json: String::from(data.get()) }
+        };
+        WrittenWait {
+            node_json: serde_json::to_string(&record).expect("a node state has string keys"),
+            asks: asks.iter().map(question).collect(),
+        }
     }
 }

@@ -68,7 +68,7 @@ impl NodeView {
 pub struct NodeRecord<'a> {
     /// The node.
     pub node_id: &'a str,
-    /// A terminal status.
+    /// A terminal status, or that it waits.
     pub status: NodeStatus,
     /// The output of a completed node.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +91,11 @@ pub struct NodeRecord<'a> {
     /// When this execution began.
     pub started_at: Timestamp,
     /// When it ended.
-    pub completed_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Timestamp>,
+    /// What it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Value>,
     /// The identity of the execution.
     pub run_id: &'a str,
     /// Worker, work id, mode, attempt, duration.

@@ -134,6 +134,22 @@ fn single_text(block: &Value) -> Option<&str> {
     (block.get("type")?.as_str()? == "text").then(|| block.get("text")?.as_str())?
 }
 
+/// Whether a name fits a pattern in which `*` stands for any run of characters, also none.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    // The earliest place for each part leaves the most room for those that follow.
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
 /// How far a call has come, as its tool tells.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Progress {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::domain::ids::{EntryId, GraphId, NodeId, RunId, WorkId};
+use crate::domain::wait::{self, Action, Decision, WaitId};
 
 /// The version of the item's shape that this worker understands.
 pub const ITEM_VERSION: u64 = 1;
@@ -47,6 +49,12 @@ pub struct Meta {
     /// When the node was first begun: waiting outside of a slot is part of the node's time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// Milliseconds that the node waited for others, before the wait that `asked_at` began: they are no part of its time.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub waited_ms: u64,
+    /// When the node began to wait for others, if that is what it comes back from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at: Option<Timestamp>,
 }
 
 impl Meta {
@@ -54,6 +62,19 @@ impl Meta {
     pub fn first_entry(&self, entry: &EntryId) -> EntryId {
         self.origin.as_deref().map_or_else(|| entry.clone(), EntryId::new)
     }
+
+    /// How long the node waited for others, if it came back with this entry.
+    pub fn waited(&self, entry: &EntryId) -> Duration {
+        let asked = self.asked_at.and_then(|asked| u64::try_from(asked.as_millisecond()).ok());
+        let last = asked.zip(entry.millis()).map_or(0, |(asked, back)| back.saturating_sub(asked));
+        Duration::from_millis(self.waited_ms.saturating_add(last))
+    }
+}
+
+// The signature is serde's.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_nothing(length: &u64) -> bool {
+    *length == 0
 }
 
 // The signature is serde's.
@@ -82,6 +103,12 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// When this entry was added, by the server's clock.
+    pub fn added_at(&self) -> Timestamp {
+        let millis = self.entry.millis().and_then(|millis| i64::try_from(millis).ok());
+        millis.and_then(|millis| Timestamp::from_millisecond(millis).ok()).unwrap_or_default()
+    }
+
     /// The same without what only running it needs: for keeping many.
     pub fn bare(&self) -> Self {
         let KnownIds { graph_id, node_id, run_id } = self.item.known_ids();
@@ -162,7 +189,16 @@ impl Malformed {
     }
 }
 
-/// Reads the fields of an entry: `data`, and `meta` where the worker wrote one.
+/// What an entry of a work stream is.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Work, and what the worker itself wrote beside it.
+    Work(Box<(WorkItem, Meta)>),
+    /// What somebody decided about work that waits.
+    Decision(Box<Decision>),
+}
+
+/// Reads the fields of an entry that must be work.
 pub fn parse_entry(
     stream: &Arc<str>,
     entry: &EntryId,
@@ -170,6 +206,24 @@ pub fn parse_entry(
     meta: Option<&[u8]>,
     max_bytes: usize,
 ) -> Result<(WorkItem, Meta), Malformed> {
+    match read_entry(stream, entry, data, meta, max_bytes)? {
+        Content::Work(work) => Ok(*work),
+        Content::Decision(_) => Err(no_work()),
+    }
+}
+
+fn no_work() -> Malformed {
+    Malformed::new("invalid_field", "this is a decision about work that waits, and no work")
+}
+
+/// Reads the fields of an entry: `data`, and `meta` where the worker wrote one.
+pub fn read_entry(
+    stream: &Arc<str>,
+    entry: &EntryId,
+    data: Option<&[u8]>,
+    meta: Option<&[u8]>,
+    max_bytes: usize,
+) -> Result<Content, Malformed> {
     let data = data.ok_or_else(|| {
         Malformed::new("no_data", "the entry has no field `data`; XADD the item as JSON in a field named `data`")
     })?;
@@ -188,7 +242,16 @@ pub fn parse_entry(
             Malformed::new("invalid_meta", format!("field `meta` is not the worker's own: {error}"))
         })?,
     };
-    Ok((WorkItem::parse(data, stream, &meta.first_entry(entry))?, meta))
+    Ok(match WorkItem::parse_any(data, stream, &meta.first_entry(entry))? {
+        Parsed::Work(item) => Content::Work(Box::new((item, meta))),
+        Parsed::Decision(decision) => Content::Decision(decision),
+    })
+}
+
+/// What the field `data` holds.
+enum Parsed {
+    Work(WorkItem),
+    Decision(Box<Decision>),
 }
 
 /// Both shapes at once: an object in `data` makes it an envelope.
@@ -214,6 +277,7 @@ struct Wire<'a> {
     data: Option<&'a RawValue>,
     state: Option<Value>,
     node_state: Option<Value>,
+    decision: Option<Value>,
 }
 
 fn decode<'a>(text: &'a str, what: &str) -> Result<Wire<'a>, Malformed> {
@@ -231,18 +295,31 @@ fn decode<'a>(text: &'a str, what: &str) -> Result<Wire<'a>, Malformed> {
 impl WorkItem {
     /// Reads an item of either shape. `origin` is the entry id under which the work first entered `stream`.
     pub fn parse(data: &[u8], stream: &str, origin: &EntryId) -> Result<Self, Malformed> {
+        match Self::parse_any(data, stream, origin)? {
+            Parsed::Work(item) => Ok(item),
+            Parsed::Decision(_) => Err(no_work()),
+        }
+    }
+
+    fn parse_any(data: &[u8], stream: &str, origin: &EntryId) -> Result<Parsed, Malformed> {
         let text = std::str::from_utf8(data)
             .map_err(|error| Malformed::new("not_utf8", format!("field `data` is not UTF-8: {error}")))?;
         let outer = decode(text, "field `data`")?;
         let inner_text = outer.data.map(RawValue::get).filter(|inner| inner.starts_with('{'));
         let Some(inner_text) = inner_text else {
-            return Self::from_wire(outer, None, stream, origin);
+            if let Some(decision) = present(outer.decision.as_ref()) {
+                return self::decision(&outer, None, decision).map(Parsed::Decision);
+            }
+            return Self::from_wire(outer, None, stream, origin).map(Parsed::Work);
         };
         let envelope_type = text_member(&outer.kind, "type")?;
         let inner = decode(inner_text, "the envelope's `data`")?;
+        if let Some(decision) = present(inner.decision.as_ref()) {
+            return self::decision(&inner, Some(&outer), decision).map(Parsed::Decision);
+        }
         let item = Self::from_wire(inner, Some(&outer), stream, origin)?;
         match envelope_type.as_deref() {
-            Some("node.work") => Ok(item),
+            Some("node.work") => Ok(Parsed::Work(item)),
             other => {
                 let seen = other.map_or_else(|| String::from("is missing"), |other| format!("is {other:?}"));
                 let message = format!("the envelope's `type` {seen}; this worker takes \"node.work\"");
@@ -341,6 +418,55 @@ impl WorkItem {
     }
 }
 
+fn present(value: Option<&Value>) -> Option<&Value> {
+    value.filter(|value| !value.is_null())
+}
+
+/// Reads a decision. One that cannot be understood names no ids: the node that it is about goes on waiting, and must not
+/// be taken for one that failed.
+fn decision(wire: &Wire<'_>, envelope: Option<&Wire<'_>>, decision: &Value) -> Result<Box<Decision>, Malformed> {
+    let wrong = |message: String| Malformed::new("invalid_decision", message);
+    for version in [wire.v.as_ref(), envelope.and_then(|envelope| envelope.v.as_ref())].into_iter().flatten() {
+        if version.as_u64() != Some(ITEM_VERSION) {
+            return Err(Malformed::new(
+                "unknown_version",
+                format!("`v` is {version}; this worker understands {ITEM_VERSION}; upgrade the worker"),
+            ));
+        }
+    }
+    let graph = match present(wire.graph_id.as_ref()) {
+        None => (envelope.map_or(&wire.graph_id, |envelope| &envelope.execution_id), "execution_id"),
+        Some(_) => (&wire.graph_id, "graph_id"),
+    };
+    let graph_id = GraphId::new(required(graph.0, "graph_id")?).map_err(|error| invalid(graph.1, &error))?;
+    let node_id = NodeId::new(required(&wire.node_id, "node_id")?).map_err(|error| invalid("node_id", &error))?;
+    let run_id = RunId::new(required(&wire.run_id, "run_id")?).map_err(|error| invalid("run_id", &error))?;
+    let Value::Object(members) = decision else {
+        return Err(wrong(String::from("`decision` is not a JSON object")));
+    };
+    let text = |name: &str| match present(members.get(name)) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(_) => Err(wrong(format!("`decision.{name}` is not a string"))),
+    };
+    let wait_id = text("wait_id")?.filter(|wait| !wait.is_empty() && wait.len() <= 256);
+    let wait_id = wait_id.ok_or_else(|| wrong(String::from("`decision.wait_id` is missing, empty or too long")))?;
+    let action = text("action")?.unwrap_or_default();
+    let action = Action::parse(action).ok_or_else(|| {
+        wrong(format!("`decision.action` is {action:?}; it must be accept, reject, decline or cancel"))
+    })?;
+    Ok(Box::new(Decision {
+        graph_id,
+        node_id,
+        run_id,
+        wait_id: WaitId::from_text(wait_id),
+        action,
+        content: present(members.get("content")).cloned(),
+        by: text("by")?.and_then(wait::words),
+        note: text("note")?.and_then(wait::words),
+    }))
+}
+
 fn invalid(field: &str, error: &crate::domain::ids::InvalidId) -> Malformed {
     Malformed::new("invalid_id", format!("`{field}` {error}; use 1 to 256 characters without control characters"))
 }
@@ -404,6 +530,53 @@ mod tests {
         assert_eq!(item.inputs.expect("inputs")["a"], 1);
         assert_eq!(item.node_states["m"]["status"], "completed");
         assert_eq!(item.metadata.expect("metadata").get(), r#"{"k":2}"#);
+    }
+
+    fn read(data: &str) -> Result<Content, Malformed> {
+        read_entry(&Arc::from("executor.work"), &EntryId::new("5-0"), Some(data.as_bytes()), None, 1 << 20)
+    }
+
+    #[test]
+    fn a_decision_is_read_bare_or_in_an_envelope_and_is_no_work() {
+        let bare = r#"{"v":1,"graph_id":"g","node_id":"n","run_id":"r",
+            "decision":{"wait_id":"w","action":"accept","content":{"a":1},"by":"ann","note":" "}}"#;
+        let enveloped = r#"{"id":"e","type":"node.decision","execution_id":"g","data":{"node_id":"n","run_id":"r",
+            "decision":{"wait_id":"w","action":"accept","content":{"a":1},"by":"ann"}}}"#;
+        for data in [bare, enveloped] {
+            let Ok(Content::Decision(decision)) = read(data) else { panic!("no decision: {data}") };
+            assert_eq!((decision.graph_id.as_str(), decision.run_id.as_str()), ("g", "r"));
+            assert_eq!((decision.action, decision.by.as_deref(), &decision.note), (Action::Accept, Some("ann"), &None));
+            assert_eq!(decision.content, Some(serde_json::json!({"a": 1})));
+            let Ok(Content::Decision(again)) = read(&decision.to_json()) else { panic!("it is written as it is read") };
+            assert_eq!(again, decision);
+        }
+        assert_eq!(reason(bare), "invalid_field");
+        let work = r#"{"graph_id":"g","node_id":"n","decision":null}"#;
+        assert!(matches!(read(work), Ok(Content::Work(_))));
+    }
+
+    #[test]
+    fn a_decision_that_cannot_be_understood_is_about_no_node() {
+        for (decision, reason) in [
+            (r#"{"wait_id":"w","action":"approve"}"#, "invalid_decision"),
+            (r#"{"action":"accept"}"#, "invalid_decision"),
+            (r#"{"wait_id":"w","action":"accept","by":7}"#, "invalid_decision"),
+            ("7", "invalid_decision"),
+        ] {
+            let data = format!(r#"{{"graph_id":"g","node_id":"n","run_id":"r","decision":{decision}}}"#);
+            let malformed = read(&data).expect_err("no decision");
+            assert_eq!((malformed.reason, malformed.ids), (reason, None), "{decision}");
+        }
+        let no_run = r#"{"graph_id":"g","node_id":"n","decision":{"wait_id":"w","action":"accept"}}"#;
+        assert_eq!(read(no_run).expect_err("whose?").reason, "missing_id");
+    }
+
+    #[test]
+    fn the_time_that_a_node_waited_for_others_adds_up() {
+        let meta = Meta { waited_ms: 5, asked_at: "1970-01-01T00:00:01Z".parse().ok(), ..Meta::default() };
+        assert_eq!(meta.waited(&EntryId::new("1500-0")), Duration::from_millis(505));
+        assert_eq!(meta.waited(&EntryId::new("900-0")), Duration::from_millis(5), "clocks differ");
+        assert_eq!(Meta::default().waited(&EntryId::new("900-0")), Duration::ZERO);
     }
 
     #[test]

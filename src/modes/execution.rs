@@ -20,8 +20,10 @@ use crate::domain::message::{Completion, Usage};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::wait::{Ask, WaitId};
 use crate::domain::work::Delivery;
 use crate::modes::ModeSettings;
+use crate::modes::approval::Approvals;
 use crate::modes::budget::Budget;
 use crate::modes::dialogue::{CONTEXT_OVERFLOW, Dialogue};
 use crate::modes::logbook::{Logbook, digest};
@@ -47,6 +49,10 @@ pub(super) struct Ledger {
     pub warnings: RefCell<Vec<String>>,
     pub resumed: Cell<Option<Resumed>>,
     pub waits: Waits,
+    /// What others decided, in few words.
+    pub decisions: RefCell<Vec<Value>>,
+    /// Questions on record that nobody has answered.
+    pub open: RefCell<Vec<WaitId>>,
 }
 
 impl Ledger {
@@ -130,9 +136,21 @@ pub(super) struct Execution<'a, P> {
     pub policy: RetryPolicy,
     pub budget: Budget,
     pub deadline: Instant,
+    pub approvals: Approvals,
 }
 
 impl<P: Ports> Execution<'_, P> {
+    /// The name of a question at a place of this execution.
+    pub fn wait_id(&self, site: CallSite, what: &str) -> WaitId {
+        let place = idempotency_key(self.delivery, self.logbook.epoch(), site);
+        WaitId::of_digest(&digest([place.as_str(), what]))
+    }
+
+    /// Asks somebody else and never returns: the node is ended around it, and goes on from its journal.
+    pub async fn wait_for<T>(&self, ask: Ask) -> T {
+        self.ledger.waits.ask(ask, self.logbook.page()).await
+    }
+
     /// The next turn of a dialogue, if an earlier attempt has it on record.
     pub fn recorded(&self, dialogue: &Dialogue) -> Option<Completion> {
         let completion = self.logbook.turn(dialogue.iterations() + 1)?;

@@ -18,10 +18,12 @@ use crate::domain::journal::{
 use crate::domain::message::Completion;
 use crate::domain::outcome::{Failure, Resumed, Spent};
 use crate::domain::tool::{Arguments, ToolTarget};
+use crate::domain::wait::{Answer, Asked, WaitId};
 use crate::domain::work::Delivery;
 use crate::failpoint::{self, Point};
 use crate::modes::execution::Ledger;
 use crate::modes::step::until_answered;
+use crate::modes::waits::Page;
 use crate::ports::{Appended, Cancel, CancelReason, Journal, Ports};
 
 /// What opening the run brought of an earlier attempt.
@@ -82,6 +84,7 @@ pub(super) struct Logbook<'a, P> {
     before: Spent,
     turns: RefCell<Vec<Option<Completion>>>,
     calls: RefCell<BTreeMap<CallId, CallRecord>>,
+    waits: BTreeMap<WaitId, Asked>,
     resumed: Option<Resumed>,
     /// The entries of an earlier epoch are still there.
     restart: Cell<bool>,
@@ -108,6 +111,7 @@ impl<'a, P: Ports> Logbook<'a, P> {
             before: Spent::default(),
             turns: RefCell::default(),
             calls: RefCell::default(),
+            waits: BTreeMap::new(),
             resumed: None,
             restart: Cell::new(false),
             suspect: Cell::new(false),
@@ -135,6 +139,17 @@ impl<'a, P: Ports> Logbook<'a, P> {
         self.before = record.header.before;
         self.turns = RefCell::new(record.turns.into_iter().map(Some).collect());
         self.calls = RefCell::new(record.calls);
+        let mut waits: Vec<&Asked> = record.waits.values().collect();
+        waits.sort_by_key(|asked| asked.ask.asked_at);
+        for asked in waits {
+            if asked.said.is_none() {
+                self.desk.ledger.open.borrow_mut().push(asked.ask.wait_id.clone());
+            }
+            if let Answer::Said(said) = asked.answer(self.desk.delivery.added_at()) {
+                self.desk.ledger.decisions.borrow_mut().push(said.brief(&asked.ask));
+            }
+        }
+        self.waits = record.waits;
     }
 
     fn start_over(&mut self, old: Unusable) -> Result<(), Failure> {
@@ -186,6 +201,27 @@ impl<'a, P: Ports> Logbook<'a, P> {
             None => {}
         }
         Ok(found)
+    }
+
+    /// Whether anything is on record of a call.
+    pub fn knows(&self, call: CallId) -> bool {
+        self.calls.borrow().contains_key(&call)
+    }
+
+    /// Whether anything was asked before.
+    pub fn has_asked(&self) -> bool {
+        !self.waits.is_empty()
+    }
+
+    /// A question that was asked before.
+    pub fn asked(&self, wait: &WaitId) -> Option<Asked> {
+        self.waits.get(wait).cloned()
+    }
+
+    /// What the journal begins with by now. A journal whose old entries still have to go has no new ones yet, for
+    /// whatever is written first takes them away.
+    pub fn page(&self) -> Page {
+        Page { header: json_of(&self.header()), restart: self.restart.get() }
     }
 
     /// Puts a complete turn of the model on record.

@@ -10,6 +10,7 @@ pub mod template;
 pub mod unknown;
 
 mod agent;
+mod approval;
 mod attachments;
 mod budget;
 mod deadline;
@@ -27,11 +28,13 @@ mod waits;
 #[cfg(test)]
 mod scripted_ports;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use run_node::run_node;
 
-use crate::config::{AgentConfig, Config};
+use crate::config::{AgentConfig, Config, WaitConfig};
+use crate::domain::approve::Rules;
 use crate::modes::unknown::UnknownOutcomes;
 use crate::retry::RetryPolicy;
 
@@ -58,6 +61,10 @@ pub struct ModeSettings {
     pub tool_result_chars: usize,
     /// What follows when a worker died during a tool call.
     pub unknown_outcomes: UnknownOutcomes,
+    /// Calls that want a person's word, beside those that the node names.
+    pub approve: Arc<Rules>,
+    /// How long others are waited for where the node says nothing.
+    pub wait: WaitConfig,
 }
 
 /// Bytes of a journal's entry for which there is room however small outputs have to be.
@@ -84,6 +91,8 @@ impl From<&Config> for ModeSettings {
             output_limit: config.limits.output.get(),
             tool_result_chars: config.limits.tool_result_chars.get(),
             unknown_outcomes: UnknownOutcomes::from(&config.tools),
+            approve: approval::settings_rules(&config.tools.approve),
+            wait: config.wait.clone(),
         }
     }
 }

@@ -16,12 +16,13 @@ use crate::domain::blob::BlobRef;
 use crate::domain::cancel::{CANCELLED_STATUS, CancelOrder, CancelScope};
 use crate::domain::event::EventType;
 use crate::domain::node::{Mode, NodeConfig};
-use crate::domain::outcome::{Failure, Outcome, Parking, Report, Resumed};
+use crate::domain::outcome::{Failure, Outcome, Parking, Report, Resumed, Waiting};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::work::{Delivery, WorkItem};
 use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
 use crate::modes::agent::{self, AgentPlan, AgentTask};
+use crate::modes::approval::Approvals;
 use crate::modes::attachments::Texts;
 use crate::modes::budget::Budget;
 use crate::modes::deadline::{self, Deadline};
@@ -34,7 +35,7 @@ use crate::modes::scope::{MAX_DEPTH, Scope, measure};
 use crate::modes::step::until_answered;
 use crate::modes::template::{TemplateError, ValueTemplate};
 use crate::modes::tool::{self, ToolPlan, ToolTask};
-use crate::modes::waits::Stillness;
+use crate::modes::waits::{Page, Stillness};
 use crate::ports::{Cancel, CancelReason, Events, Opened, Ports, Store, Wanted};
 use crate::retry::RetryPolicy;
 
@@ -71,6 +72,8 @@ pub async fn run_node<P: Ports>(
         spent: ledger.spent.take(),
         warnings: ledger.warnings.take(),
         resumed: ledger.resumed.get(),
+        decisions: ledger.decisions.take(),
+        open: ledger.open.take(),
     }
 }
 
@@ -141,7 +144,9 @@ impl<P: Ports> NodeRun<'_, P> {
             .into_iter()
             .chain(self.delivery.meta.since)
             .min()
-            .map_or(Duration::ZERO, deadline::since);
+            .map_or(Duration::ZERO, deadline::since)
+            // What others took to decide is not.
+            .saturating_sub(self.delivery.meta.waited(&self.delivery.entry));
         let deadline = Deadline::of(self.start, used, item, plan.time_limit, self.settings.node_timeout)?;
         self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
         let work = self.work(plan, snapshot, deadline.at, &config, earlier);
@@ -150,12 +155,19 @@ impl<P: Ports> NodeRun<'_, P> {
 
     /// The end of a run that goes on after a wait.
     fn parked(&self, still: Stillness) -> Outcome {
-        let Stillness { until, failure, waits } = still;
+        let since = self.delivery.meta.since.unwrap_or(self.started_at);
+        let Stillness { longest, waits, asks, page } = still;
+        if let Some(Page { header, restart }) = page {
+            let until = longest.map(|(until, _)| until.into_std());
+            let ends = asks.iter().map(|ask| ask.expires_at).chain(self.delivery.item.deadline);
+            let expires_at = ends.min().unwrap_or(Timestamp::MAX);
+            return Outcome::Waiting(Box::new(Waiting { asks, expires_at, until, waits, since, header, restart }));
+        }
+        let (until, failure) = longest.expect("what stands still asks or waits");
         let attempt = waits.values().copied().max().unwrap_or_default() + 1;
         let pause_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let told = json!({ "waiting_ms": pause_ms, "code": failure.code, "attempt": attempt });
         self.ports.events().progress(self.delivery, EventType::NodeProgress, told);
-        let since = self.delivery.meta.since.unwrap_or(self.started_at);
         Outcome::Parked(Box::new(Parking { until: until.into_std(), failure, waits, since }))
     }
 
@@ -191,7 +203,7 @@ impl<P: Ports> NodeRun<'_, P> {
         let (policy, budget) = (plan.policy, plan.budget);
         let mut snapshot = self.completed(snapshot);
         self.fetch_large(&plan, &mut snapshot).await?;
-        let (task, output_mapping) = match self.put_in(plan, snapshot) {
+        let (task, output_mapping, approvals) = match self.put_in(plan, snapshot) {
             Ok(rendered) => rendered,
             Err((error, inputs)) => return Err(self.explain(error, inputs).await),
         };
@@ -205,7 +217,8 @@ impl<P: Ports> NodeRun<'_, P> {
             tracing::info!(turns, tool_calls, "going on where an earlier worker ended");
             ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
         }
-        let execution = Execution { ports, settings, delivery, ledger, logbook: &logbook, policy, budget, deadline };
+        let execution =
+            Execution { ports, settings, delivery, ledger, logbook: &logbook, policy, budget, deadline, approvals };
         // Each on the heap: a node that waits needs no room for the modes that it is not in.
         let output = match task {
             Task::Agent(task) => Box::pin(agent::run(&execution, task)).await?,
@@ -241,14 +254,14 @@ impl<P: Ports> NodeRun<'_, P> {
     }
 
     /// Puts the values into all templates; an error comes with the names of the inputs that exist.
-    fn put_in(&self, plan: Plan, snapshot: Snapshot) -> Result<(Task, OutputMapping), (TemplateError, Vec<String>)> {
+    fn put_in(&self, plan: Plan, snapshot: Snapshot) -> Result<PutIn, (TemplateError, Vec<String>)> {
         let mut scope = Scope::new(snapshot.inputs, snapshot.nodes, self.settings.output_limit);
         let rendered = ValueTemplate::object(&plan.input_mapping, &scope).and_then(|mapped| {
             scope.lay_over(mapped);
             plan.work.render(&scope)
         });
         match rendered {
-            Ok(task) => Ok((task, plan.output_mapping)),
+            Ok(task) => Ok((task, plan.output_mapping, plan.approvals)),
             Err(error) => Err((error, scope.input_names().map(ToOwned::to_owned).collect())),
         }
     }
@@ -309,7 +322,11 @@ struct Plan {
     policy: RetryPolicy,
     budget: Budget,
     time_limit: Option<Duration>,
+    approvals: Approvals,
 }
+
+/// A plan with its values put in.
+type PutIn = (Task, OutputMapping, Approvals);
 
 enum Work {
     Agent(AgentPlan),
@@ -352,6 +369,7 @@ impl Plan {
             },
             budget: Budget::new(&config.limits),
             time_limit: config.time_limit(),
+            approvals: Approvals::compile(config, &settings.wait)?,
         })
     }
 

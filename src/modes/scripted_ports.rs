@@ -482,6 +482,8 @@ pub fn settings() -> ModeSettings {
         output_limit: 10_000,
         tool_result_chars: 100,
         unknown_outcomes: UnknownOutcomes::from(&Config::default().tools),
+        approve: Arc::default(),
+        wait: Config::default().wait,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::domain::journal::{CallId, CallRecord, Class, End};
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
+use crate::modes::approval::Gate;
 use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
 use crate::modes::execution::Execution;
 use crate::modes::llm::{self, LlmTask};
@@ -129,6 +130,18 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         None => params,
         // On the heap: it has a whole conversation in it, and few calls need one.
         Some(extract) => Box::pin(extracted(execution, spec, extract, params)).await?,
+    };
+    let offered = &execution.approvals.rules;
+    if let Some(name) = offered.idle(std::slice::from_ref(spec)) {
+        return Err(Failure::configuration(
+            "unknown_tool",
+            format!("`approve` names `{name}`, which is not the tool of this node, `{}`", spec.target),
+        ));
+    }
+    let arguments = match execution.gate(CALL, spec, &spec.input_schema, &arguments, begun.is_some())? {
+        Gate::Open(permission) => permission.arguments.unwrap_or(arguments),
+        Gate::Refused(refused) => return Err(refused.failure(&spec.target)),
+        Gate::Ask(ask) => execution.wait_for(*ask).await,
     };
     let class = begun.as_ref().map_or_else(|| execution.class(spec, &arguments), |start| start.class);
     let journaled = match begun {

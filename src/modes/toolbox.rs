@@ -4,7 +4,8 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::{join_all, try_join};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use crate::config::UnknownOutcome;
@@ -13,6 +14,8 @@ use crate::domain::message::{ToolResult, ToolUse, text_block};
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::wait::Ask;
+use crate::modes::approval::{Gate, Permission};
 use crate::modes::execution::Execution;
 use crate::modes::logbook::length_of;
 use crate::modes::portable::Portable;
@@ -60,7 +63,13 @@ impl Toolbox {
     }
 
     async fn offer<P: Ports>(&self, execution: &Execution<'_, P>) -> Result<&Offer, Failure> {
-        let find = async || execution.find_tools(&self.patterns).await.map(Offer::new);
+        let find = async || {
+            let found = execution.find_tools(&self.patterns).await?;
+            match execution.approvals.rules.idle(&found) {
+                Some(name) => Err(idle_rule(name, &found)),
+                None => Ok(Offer::new(found)),
+            }
+        };
         self.offer.get_or_try_init(find).await
     }
 
@@ -72,15 +81,50 @@ impl Toolbox {
         turn: u32,
         uses: Vec<ToolUse>,
     ) -> Result<Vec<ToolResult>, Failure> {
-        let calls = (0..).zip(uses).map(|(index, tool_use)| async move {
+        let (mut calls, mut asks) = (Vec::with_capacity(uses.len()), Vec::new());
+        for (index, tool_use) in (0..).zip(uses) {
+            match self.question(execution, CallId { turn, index }, &tool_use).await? {
+                Some(ask) => asks.push(ask),
+                None => calls.push((index, tool_use)),
+            }
+        }
+        let calls = calls.into_iter().map(|(index, tool_use)| async move {
             let result = self.call(execution, CallId { turn, index }, tool_use).await;
             result.map(|result| (index, result))
         });
         // Unordered, so that a slow call does not keep the ones behind it from starting.
         let at_once = execution.settings.agent.parallel_tools.get();
-        let mut results: Vec<_> = stream::iter(calls).buffer_unordered(at_once).try_collect().await?;
+        let all = stream::iter(calls).buffer_unordered(at_once).try_collect::<Vec<_>>();
+        let mut results = if asks.is_empty() {
+            all.await?
+        } else {
+            // The others run meanwhile, and the node is ended once nothing else of the turn is left.
+            let asking = join_all(asks.into_iter().map(|ask| async move {
+                let _busy = execution.ledger.waits.busy();
+                execution.wait_for::<()>(ask).await;
+            }));
+            try_join(all, asking.map(Ok)).await?.0
+        };
         results.sort_unstable_by_key(|(index, _)| *index);
         Ok(results.into_iter().map(|(_, result)| result).collect())
+    }
+
+    /// What has to be decided before a call can be made, if anything has.
+    async fn question<P: Ports>(
+        &self,
+        execution: &Execution<'_, P>,
+        call: CallId,
+        tool_use: &ToolUse,
+    ) -> Result<Option<Ask>, Failure> {
+        if !execution.may_ask() || execution.logbook.knows(call) || tool_use.problem.is_some() {
+            return Ok(None);
+        }
+        let offer = self.offer(execution).await?;
+        let Ok((spec, input)) = offer.checked(&tool_use.name, tool_use.input.clone()) else { return Ok(None) };
+        match execution.gate(call, spec, offer.schema(spec), &input, false)? {
+            Gate::Ask(ask) => Ok(Some(*ask)),
+            Gate::Open(_) | Gate::Refused(_) => Ok(None),
+        }
     }
 
     /// One call, as far as an earlier attempt has not made it.
@@ -99,8 +143,18 @@ impl Toolbox {
                 let target = start.target();
                 match execution.unknown_outcome(call, &start) {
                     UnknownOutcome::Retry => {
-                        let input = self.offer(execution).await?.restored(&name, input);
-                        answer(execution, call, &target, input, start.class).await
+                        let offer = self.offer(execution).await?;
+                        let permission = match offer.spec(&name) {
+                            Some(spec) => match execution.gate(call, spec, offer.schema(spec), &input, true)? {
+                                Gate::Open(permission) => permission,
+                                // It was begun, so somebody had agreed.
+                                Gate::Refused(_) | Gate::Ask(_) => Permission::default(),
+                            },
+                            None => Permission::default(),
+                        };
+                        let Permission { arguments, words } = permission;
+                        let input = arguments.unwrap_or_else(|| offer.restored(&name, input));
+                        noted(answer(execution, call, &target, input, start.class).await, words)
                     }
                     UnknownOutcome::AskModel => End::Unknown(told(unknown::words(&target))),
                     UnknownOutcome::Fail => return Err(unknown::failure(&target)),
@@ -109,9 +163,21 @@ impl Toolbox {
             None if let Some(problem) = problem => End::Answered(told(format!("Not run: {problem}."))),
             None => match self.offer(execution).await?.checked(&name, input) {
                 Ok((spec, input)) => {
-                    let class = execution.class(spec, &input);
-                    execution.begin_call(call, &spec.target, &input, class).await?;
-                    answer(execution, call, &spec.target, input, class).await
+                    let offer = self.offer(execution).await?;
+                    match execution.gate(call, spec, offer.schema(spec), &input, false)? {
+                        Gate::Open(Permission { arguments, words }) => {
+                            match arguments.map_or(Ok(input), |edited| offer.fitting(spec, edited)) {
+                                Ok(input) => {
+                                    let class = execution.class(spec, &input);
+                                    execution.begin_call(call, &spec.target, &input, class).await?;
+                                    noted(answer(execution, call, &spec.target, input, class).await, words)
+                                }
+                                Err(words) => End::Answered(told(words)),
+                            }
+                        }
+                        Gate::Refused(refused) => End::Answered(told(refused.words(&spec.target))),
+                        Gate::Ask(ask) => execution.wait_for(*ask).await,
+                    }
                 }
                 Err(words) => End::Answered(told(words)),
             },
@@ -119,6 +185,28 @@ impl Toolbox {
         execution.logbook.ended(call, &end).await?;
         result(id, end)
     }
+}
+
+/// The answer, with what the model should know about the call before it.
+fn noted(end: End, words: Option<String>) -> End {
+    match (end, words) {
+        (End::Answered(mut output), Some(words)) => {
+            output.content.insert(0, text_block(words));
+            End::Answered(output)
+        }
+        (end, _) => end,
+    }
+}
+
+/// A rule that no tool of the node heeds protects nothing.
+fn idle_rule(name: &str, found: &[ToolSpec]) -> Failure {
+    let names: Vec<String> = found.iter().map(|spec| spec.target.to_string()).collect();
+    let hint = nearest(name, names.iter().map(String::as_str));
+    let hint = hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    Failure::configuration(
+        "unknown_tool",
+        format!("`approve` names `{name}`, which is none of the node's tools{hint} They are: {}", listed(&names)),
+    )
 }
 
 /// Makes the call and shapes its answer for the model.
@@ -191,6 +279,12 @@ impl Offer {
             return Err(format!("There is no tool `{name}`.{hint} The tools are: {}.", listed(&names)));
         };
         let (spec, tool) = (&self.specs[at], &self.tools[at]);
+        self.fitting(spec, tool.portable.restore(input)).map(|input| (spec, input))
+    }
+
+    /// Arguments under the tool's own names, if they fit it.
+    fn fitting(&self, spec: &ToolSpec, input: Arguments) -> Result<Arguments, String> {
+        let Some(tool) = self.position(&spec.name).map(|at| &self.tools[at]) else { return Ok(input) };
         let schema = tool.compiled.get_or_init(|| {
             Schema::compile(Arc::clone(&tool.schema))
                 .inspect_err(|error| {
@@ -198,16 +292,25 @@ impl Offer {
                 })
                 .ok()
         });
-        let input = Value::Object(tool.portable.restore(input));
+        let input = Value::Object(input);
         if let Some(schema) = schema {
             schema
                 .check(&input)
                 .map_err(|why| format!("Not run: the arguments do not fit the tool's schema: {why}."))?;
         }
         match input {
-            Value::Object(input) => Ok((spec, input)),
+            Value::Object(input) => Ok(input),
             _ => unreachable!("it was made of an object"),
         }
+    }
+
+    fn spec(&self, name: &str) -> Option<&ToolSpec> {
+        self.position(name).map(|at| &self.specs[at])
+    }
+
+    /// The schema of a tool as its server wrote it.
+    fn schema<'a>(&'a self, spec: &'a ToolSpec) -> &'a Value {
+        self.position(&spec.name).map_or(&spec.input_schema, |at| &self.tools[at].schema)
     }
 
     /// Arguments that were checked before, under the tool's own names.

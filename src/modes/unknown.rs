@@ -21,6 +21,12 @@ impl From<&ToolsConfig> for UnknownOutcomes {
 }
 
 impl UnknownOutcomes {
+    /// Every call is made again.
+    #[cfg(test)]
+    pub(super) fn always_retry() -> Self {
+        Self { default: UnknownOutcome::Retry, chosen: BTreeMap::new() }
+    }
+
     /// What follows for a tool of which is said that its calls may be repeated, or not.
     pub fn of(&self, target: &ToolTarget, repeatable: bool) -> UnknownOutcome {
         let server = || self.chosen.get(&format!("{}/*", target.server.as_ref()?));

@@ -1,5 +1,5 @@
-//! Waits that are too long to hold a slot for. A step that meets one stands still, and the node is ended around it as
-//! soon as nothing else of it is under way; deciding what is too long is the step's.
+//! Waits that are too long to hold a slot for, and questions to others. A step that meets one stands still, and the node
+//! is ended around it as soon as nothing else of it is under way; deciding what is too long is the step's.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::domain::outcome::Failure;
+use crate::domain::wait::Ask;
 
 /// One step that stands still.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,12 +27,23 @@ pub(super) struct Wait {
 /// An execution of which nothing is under way any more.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stillness {
-    /// When all of it can go on.
-    pub until: Instant,
-    /// What is waited out, of the step that waits longest.
-    pub failure: Failure,
+    /// When all of it can go on, and what is waited out, of the step that waits longest; none if all wait for others.
+    pub longest: Option<(Instant, Failure)>,
     /// The steps, and the attempts that each has used up.
     pub waits: BTreeMap<String, u32>,
+    /// What others are asked.
+    pub asks: Vec<Ask>,
+    /// The journal as it was when the first of them was asked.
+    pub page: Option<Page>,
+}
+
+/// What a journal begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Page {
+    /// Its header, JSON.
+    pub header: String,
+    /// Whether everything in it goes.
+    pub restart: bool,
 }
 
 /// The steps of one execution that stand still, and the calls that are under way.
@@ -39,6 +51,8 @@ pub(super) struct Stillness {
 pub(super) struct Waits {
     under_way: Cell<usize>,
     waiting: RefCell<Vec<Wait>>,
+    asks: RefCell<Vec<Ask>>,
+    page: RefCell<Option<Page>>,
     changed: Notify,
 }
 
@@ -67,21 +81,30 @@ impl Waits {
         pending().await
     }
 
+    /// Asks somebody else and stands still for good. `page` is what the journal begins with by now.
+    pub async fn ask<T>(&self, ask: Ask, page: Page) -> T {
+        self.asks.borrow_mut().push(ask);
+        self.page.borrow_mut().get_or_insert(page);
+        self.changed.notify_one();
+        pending().await
+    }
+
     /// Waits until every call that is under way stands still.
     pub async fn all_still(&self) -> Stillness {
         loop {
-            let still = self.waiting.borrow().len();
+            let still = self.waiting.borrow().len() + self.asks.borrow().len();
             if still > 0 && self.under_way.get() <= still {
                 break;
             }
             self.changed.notified().await;
         }
         let waiting = self.waiting.borrow();
-        let longest = waiting.iter().max_by_key(|wait| wait.until).expect("something stands still");
+        let longest = waiting.iter().max_by_key(|wait| wait.until);
         Stillness {
-            until: longest.until,
-            failure: longest.failure.clone(),
+            longest: longest.map(|wait| (wait.until, wait.failure.clone())),
             waits: waiting.iter().map(|wait| (wait.site.clone(), wait.made)).collect(),
+            asks: self.asks.borrow().clone(),
+            page: self.page.borrow().clone(),
         }
     }
 }
@@ -123,7 +146,7 @@ mod tests {
             _ = async { tokio::join!(one, other, async { let _ = done.await; pending::<()>().await }) } => unreachable!(),
         };
         assert_eq!(start.elapsed(), Duration::from_secs(7));
-        assert_eq!(all.until, start + Duration::from_secs(60));
+        assert_eq!(all.longest.map(|(until, _)| until), Some(start + Duration::from_secs(60)));
         assert_eq!(all.waits, BTreeMap::from([("first".into(), 2), ("second".into(), 1)]));
     }
 }

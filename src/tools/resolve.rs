@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::config::McpServerConfig;
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
+pub use crate::domain::tool::matches;
 use crate::domain::tool::{ToolSpec, ToolTarget};
 use crate::tools::registry::is_model_name;
 
@@ -90,22 +91,6 @@ pub fn resolve(catalogs: &[Catalog], registry: &[ToolSpec], patterns: &[String])
 pub fn allowed(config: &McpServerConfig, tool: &str) -> bool {
     let listed = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, tool));
     (config.allow.is_empty() || listed(&config.allow)) && !listed(&config.deny)
-}
-
-/// Whether a name fits a pattern in which `*` stands for any run of characters, also none.
-pub fn matches(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    // The earliest place for each part leaves the most room for those that follow.
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 /// A tool and where it was found; the same tool is equal to itself however often a server lists it.

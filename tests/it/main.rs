@@ -35,3 +35,4 @@ mod status;
 mod supervision;
 mod takeover;
 mod tool_servers;
+mod waiting;

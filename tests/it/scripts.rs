@@ -15,12 +15,13 @@ mod simulation;
 mod stream;
 mod trouble;
 mod upkeep;
+mod waiting;
 
 use std::sync::Arc;
 
 use da_node_executor::clients::redis::{
     Blobs, JournalWriter, Keys, Leases, Letter, Link, ParkingLot, RawEntry, RedisError, Settled, Settlement, Settler,
-    StateStore, Takeover, Upkeep, WorkStreams,
+    StateStore, Takeover, Upkeep, WaitingRoom, WorkStreams,
 };
 use da_node_executor::config::{Config, RedisConfig, StateConfig, WorkConfig};
 use da_node_executor::domain::event::{EventType, terminal_event_id};
@@ -55,6 +56,7 @@ struct Worker {
     journal: JournalWriter,
     settler: Settler,
     parking: ParkingLot,
+    waiting: WaitingRoom,
     blobs: Blobs,
     upkeep: Upkeep,
 }
@@ -94,6 +96,10 @@ impl World {
             blobs: Blobs::new(link.clone(), keys(), &self.state),
             upkeep: Upkeep::new(link.clone(), keys(), GROUP, consumer),
             parking: ParkingLot::new(link.clone(), keys(), &self.state, streams(), GROUP),
+            waiting: {
+                let (work, state) = (self.work.clone(), self.state.clone());
+                WaitingRoom::new(link.clone(), keys(), &Config { work, state, ..Config::default() })
+            },
         }
     }
 

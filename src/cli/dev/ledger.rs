@@ -172,7 +172,7 @@ impl Ledger {
                 at,
             }),
             // Nobody follows the pieces of answers here.
-            EventType::LlmDelta => {}
+            EventType::LlmDelta | EventType::NodeInputRequired | EventType::NodeDecision => {}
             EventType::NodeStarted | EventType::NodeProgress | EventType::ToolExecuted => {
                 let number = wire.metadata.delivery.unwrap_or(1);
                 // Progress comes in several streams, so a tool call may be told of before its node's start.

@@ -310,6 +310,10 @@ fn words(step: &Step, run: &Run) -> String {
             None => format!("turn {} of the model", step.data.get("iteration").unwrap_or(&Value::Null)),
         },
         EventType::LlmDelta => String::from("the model writes"),
+        EventType::NodeInputRequired => format!("waits: {}", text("/message").unwrap_or("?")),
+        EventType::NodeDecision => {
+            format!("{} by {}", text("/action").unwrap_or("?"), text("/by").unwrap_or("somebody"))
+        }
         EventType::ToolExecuted => format!("tool {} ended", text("/tool").unwrap_or("?")),
         EventType::NodeCompleted | EventType::NodeFailed => outcome(run),
     }

@@ -75,6 +75,16 @@ impl Keys {
         self.join("parked-bodies:", stream)
     }
 
+    /// Which questions are open.
+    pub fn waits(&self) -> String {
+        self.join("waits", "")
+    }
+
+    /// What was decided, by whom and when.
+    pub fn audit(&self) -> String {
+        self.join("waits:audit", "")
+    }
+
     /// How many processes died with each pending entry of a stream.
     pub fn crashes(&self, stream: &str) -> String {
         self.join("crashes:", stream)
@@ -135,6 +145,7 @@ mod tests {
         assert_eq!(keys.cancel(&graph), "dago:cancel:g");
         assert_eq!(keys.parked("executor.work"), "dago:parked:executor.work");
         assert_eq!(keys.parked_bodies("executor.work"), "dago:parked-bodies:executor.work");
+        assert_eq!((keys.waits(), keys.audit()), (String::from("dago:waits"), String::from("dago:waits:audit")));
         assert_eq!(keys.crashes("executor.work"), "dago:crashes:executor.work");
         assert_eq!(keys.events(EventType::NodeCompleted), "dago:events:node.completed");
         assert_eq!(keys.limit("claude", "m/1"), "dago:limit:claude:m/1");

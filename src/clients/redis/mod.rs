@@ -32,6 +32,7 @@ mod settle;
 mod state;
 mod stream;
 mod upkeep;
+mod waiting;
 
 pub use blob::{BlobError, Blobs, LargeOutput};
 pub use cancel::{CancelOrders, CancelWatch};
@@ -57,3 +58,4 @@ pub use settle::{Settled, Settlement, Settler};
 pub use state::{StateError, StateForm, StateStore};
 pub use stream::{RawEntry, WorkStreams};
 pub use upkeep::{Mended, Upkeep};
+pub use waiting::{Decided, Open, WaitingRoom};

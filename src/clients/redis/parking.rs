@@ -23,6 +23,7 @@ static PARK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         include_str!("scripts/owned.lua"),
         include_str!("scripts/run.lua"),
+        include_str!("scripts/aside.lua"),
         include_str!("scripts/park.lua")
     ))
 });

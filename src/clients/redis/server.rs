@@ -116,8 +116,8 @@ impl Permissions {
         let (Ok(graph), Ok(node), Ok(run)) = names else { return Err(RedisError::Unexpected { what }) };
         let mut missing = Vec::new();
         for stream in &self.streams {
-            for kind in [EventType::NodeCompleted, EventType::NodeFailed] {
-                let mut call = PERMITTED.call(8, 512);
+            for kind in KINDS {
+                let mut call = PERMITTED.call(10, 512);
                 call.arg(&**stream)
                     .arg(self.keys.state(&graph))
                     .arg(self.keys.done(&graph))
@@ -125,7 +125,9 @@ impl Permissions {
                     .arg(self.keys.events(kind))
                     .arg(self.keys.dead(stream))
                     .arg(self.keys.parked(stream))
-                    .arg(self.keys.blob(&graph, &node, &run));
+                    .arg(self.keys.blob(&graph, &node, &run))
+                    .arg(self.keys.waits())
+                    .arg(self.keys.audit());
                 match self.link.eval(&PERMITTED, &call).await {
                     Ok(answer) => missing.extend(reply::list(answer, what)?.into_iter().filter_map(reply::text)),
                     Err(RedisError::Auth { code }) if code == "NOPERM" => {
@@ -140,6 +142,10 @@ impl Permissions {
         Ok(missing)
     }
 }
+
+/// The events that scripts write.
+const KINDS: [EventType; 4] =
+    [EventType::NodeCompleted, EventType::NodeFailed, EventType::NodeInputRequired, EventType::NodeDecision];
 
 /// The server's clock, in milliseconds since 1970: the one that entry ids are made of.
 pub async fn now_millis(link: &Link) -> Result<u64, RedisError> {

@@ -19,7 +19,8 @@ use crate::clients::redis::stream::RawEntry;
 use crate::clients::redis::{layout, lease, record};
 use crate::config::StateConfig;
 use crate::domain::event::EventType;
-use crate::domain::work::Delivery;
+use crate::domain::ids::GraphId;
+use crate::domain::work::{Delivery, WorkItem};
 use crate::retry::backoff;
 
 static SETTLE: LazyLock<Script> = LazyLock::new(|| {
@@ -100,8 +101,77 @@ pub struct Settler {
     ttl_ms: u64,
     streams: Arc<[Arc<str>]>,
     blobs: Blobs,
-    turns: Arc<[Mutex<()>]>,
-    turn_timeout: Duration,
+    turns: Turns,
+}
+
+/// A script that writes a node's state beside what else it does.
+pub(super) trait WriteNode: Sync {
+    /// Runs it once, with a document that was read and the one that replaces it where the graph's state is a document.
+    fn once(&self, replace: Option<(&str, &str)>) -> impl Future<Output = Result<Answer, RedisError>> + Send;
+}
+
+/// The end of a run.
+struct End<'a> {
+    settler: &'a Settler,
+    script: &'a Script,
+    settlement: &'a Settlement,
+}
+
+impl WriteNode for End<'_> {
+    async fn once(&self, replace: Option<(&str, &str)>) -> Result<Answer, RedisError> {
+        self.settler.settle_once(self.script, self.settlement, replace).await
+    }
+}
+
+/// Writes node states into documents, one at a time for each graph.
+#[derive(Debug, Clone)]
+pub(super) struct Turns {
+    locks: Arc<[Mutex<()>]>,
+    timeout: Duration,
+}
+
+impl Turns {
+    /// Turns that are waited for no longer than a command may take.
+    pub(super) fn new(link: &Link) -> Self {
+        Self { locks: (0..TURNS).map(|_| Mutex::new(())).collect(), timeout: link.command_timeout() }
+    }
+
+    /// Asks `write` to write a node's state, with a document and its replacement where the graph's state is one, until
+    /// the document that it was given is the present one.
+    pub(super) async fn write(
+        &self,
+        keys: &Keys,
+        item: &WorkItem,
+        node_state: &str,
+        write: &impl WriteNode,
+    ) -> Result<Answer, RedisError> {
+        let mut answer = write.once(None).await?;
+        if !matches!(answer, Answer::Document(_)) {
+            return Ok(answer);
+        }
+        // The state is one document. Without turns, n nodes of a graph that end together compare about n²/2 times.
+        let turn = self.locks[turn_of(&item.graph_id)].lock();
+        let _turn = tokio::time::timeout(self.timeout, turn).await;
+        for compare in 1..=COMPARES {
+            let Answer::Document(old) = answer else { return Ok(answer) };
+            let unreadable = || Ok(Answer::Settled(Settled::WrongType { key: keys.state(&item.graph_id) }));
+            let Ok(old) = std::str::from_utf8(&old) else { return unreadable() };
+            let Ok(new) = layout::replace_node_state(old, item.node_id.as_str(), node_state) else {
+                return unreadable();
+            };
+            if compare > 1 {
+                tokio::time::sleep(backoff(FIRST_WAIT, LONGEST_WAIT, compare - 1, fastrand::f64())).await;
+            }
+            answer = write.once(Some((old, &new))).await?;
+        }
+        Ok(answer)
+    }
+}
+
+fn turn_of(graph: &GraphId) -> usize {
+    let mut hasher = DefaultHasher::new();
+    graph.hash(&mut hasher);
+    usize::try_from(hasher.finish() % TURNS as u64).unwrap_or_default()
 }
 
 impl Settler {
@@ -113,7 +183,7 @@ impl Settler {
         streams: impl IntoIterator<Item = Arc<str>>,
         group: &str,
     ) -> Self {
-        let turn_timeout = link.command_timeout();
+        let turns = Turns::new(&link);
         let blobs = Blobs::new(link.clone(), keys.clone(), state);
         Self {
             link,
@@ -122,8 +192,7 @@ impl Settler {
             ttl_ms: lease::millis(state.ttl),
             streams: streams.into_iter().collect(),
             blobs,
-            turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
-            turn_timeout,
+            turns,
         }
     }
 
@@ -162,30 +231,9 @@ impl Settler {
     }
 
     async fn settle_by(&self, script: &Script, settlement: &Settlement) -> Result<Answer, RedisError> {
-        let mut answer = self.settle_once(script, settlement, None).await?;
-        if !matches!(answer, Answer::Document(_)) {
-            return Ok(answer);
-        }
-        // The state is one document. Without turns, n nodes of a graph that end together compare about n²/2 times.
-        let turn = self.turns[self.turn(settlement)].lock();
-        let _turn = tokio::time::timeout(self.turn_timeout, turn).await;
-        for compare in 1..=COMPARES {
-            let Answer::Document(old) = answer else { return Ok(answer) };
-            let unreadable = || {
-                let key = self.keys.state(&settlement.delivery.item.graph_id);
-                Ok(Answer::Settled(Settled::WrongType { key }))
-            };
-            let Ok(old) = std::str::from_utf8(&old) else { return unreadable() };
-            let node = settlement.delivery.item.node_id.as_str();
-            let Ok(new) = layout::replace_node_state(old, node, &settlement.node_state_json) else {
-                return unreadable();
-            };
-            if compare > 1 {
-                tokio::time::sleep(backoff(FIRST_WAIT, LONGEST_WAIT, compare - 1, fastrand::f64())).await;
-            }
-            answer = self.settle_once(script, settlement, Some((old, &new))).await?;
-        }
-        Ok(answer)
+        let Settlement { delivery, node_state_json, .. } = settlement;
+        let end = End { settler: self, script, settlement };
+        self.turns.write(&self.keys, &delivery.item, node_state_json, &end).await
     }
 
     /// Moves an entry that cannot be understood to the dead letters.
@@ -250,12 +298,6 @@ impl Settler {
             letter.write(&mut call);
         }
         call
-    }
-
-    fn turn(&self, settlement: &Settlement) -> usize {
-        let mut hasher = DefaultHasher::new();
-        settlement.delivery.item.graph_id.hash(&mut hasher);
-        usize::try_from(hasher.finish() % TURNS as u64).unwrap_or_default()
     }
 }
 

@@ -23,6 +23,7 @@ fn meta(delivery: &Delivery, attempt: u32) -> Meta {
         redriven: delivery.meta.redriven,
         waits: std::collections::BTreeMap::from([(String::from("turn 1"), 2)]),
         since: Some("2026-01-02T03:04:05Z".parse().expect("a time")),
+        ..Meta::default()
     }
 }
 

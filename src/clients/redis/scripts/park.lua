@@ -13,13 +13,7 @@ for key, wanted in pairs({[KEYS[4]] = 'zset', [KEYS[5]] = 'hash'}) do
   local kind = redis.call('TYPE', key).ok
   if kind ~= wanted and kind ~= 'none' then return {'wrongtype', key} end
 end
-local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
-local data
-if found then
-  for i = 1, #found[2], 2 do
-    if found[2][i] == 'data' then data = found[2][i + 1] break end
-  end
-end
+local data = data_of(KEYS[1], ARGV[2])
 -- Somebody deleted the entry: there is nothing to come back to.
 if not data then return 'lost' end
 local other = taken(record, ARGV[7], 8)
@@ -29,18 +23,9 @@ redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
 redis.pcall('HDEL', KEYS[3], ARGV[2])
 if other then return 'dup' end
-local time = redis.call('TIME')
-local due = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[8])
-redis.call('ZADD', KEYS[4], string.format('%.0f', due), ARGV[9])
-redis.call('HSET', KEYS[5], ARGV[9], data, ARGV[9] .. ':meta', ARGV[10], ARGV[9] .. ':run', ARGV[11])
-redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])
-
--- The graph's parked runs remember how long the state had to live; the last one gives that back.
-local held = math.max(tonumber(redis.call('HGET', KEYS[2], 'held') or 0) or 0, 0)
-local life = redis.call('PTTL', KEYS[6])
-if held == 0 or life >= 0 then redis.call('HSET', KEYS[2], 'kept', string.format('%.0f', life)) end
-redis.call('HSET', KEYS[2], 'held', string.format('%.0f', held + 1))
-redis.call('PERSIST', KEYS[2])
-redis.call('PERSIST', KEYS[6])
-redis.call('PERSIST', KEYS[7])
+set_aside({
+  parked = KEYS[4], bodies = KEYS[5], done = KEYS[2], state = KEYS[6], journal = KEYS[7],
+  field = ARGV[5], record = ARGV[6], first = ARGV[9], meta = ARGV[10], names = ARGV[11],
+  data = data, due = clock() + tonumber(ARGV[8]),
+})
 return 'ok'

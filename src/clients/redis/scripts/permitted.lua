@@ -1,7 +1,8 @@
 -- Whether our user may run what the scripts run: one that is refused a command halfway is not rolled back.
--- KEYS  1 work stream, 2 state, 3 done, 4 journal, 5 events, 6 dead letters, 7 parked work, 8 large output
+-- KEYS  1 work stream, 2 state, 3 done, 4 journal, 5 events, 6 dead letters, 7 parked work, 8 large output,
+--       9 index of questions, 10 audit
 -- Says  what is refused, each as command and key; nothing if nothing is
-local stream, state, done, journal, events, letters, parked, blob = unpack(KEYS)
+local stream, state, done, journal, events, letters, parked, blob, questions, audit = unpack(KEYS)
 local refused = {}
 -- Redis knows this since 7.0; servers that only resemble it may not.
 if not redis.acl_check_cmd then return refused end
@@ -23,11 +24,11 @@ try('XCLAIM', stream, 'g', 'c', 0, '0-1')
 try('XINFO', 'CONSUMERS', stream, 'g')
 try('XINFO', 'GROUPS', events)
 try('XGROUP', 'DELCONSUMER', stream, 'g', 'c')
-for _, key in ipairs({stream, events, letters}) do try('XADD', key, '*', 'data', '') end
+for _, key in ipairs({stream, events, letters, audit}) do try('XADD', key, '*', 'data', '') end
 try('XDEL', letters, '0-1')
 try('XRANGE', letters, '0-1', '0-1')
 try('XTRIM', events, 'MAXLEN', '~', 1)
-for _, key in ipairs({state, done, journal, parked}) do
+for _, key in ipairs({state, done, journal, parked, questions}) do
   try('HGET', key, 'f')
   try('HSET', key, 'f', '')
   try('HDEL', key, 'f')
@@ -40,6 +41,8 @@ for _, key in ipairs({state, done, journal, blob}) do
 end
 try('HMGET', done, 'f')
 try('HGETALL', journal)
+try('HSETNX', journal, 'f', '')
+try('HEXISTS', journal, 'f')
 try('HLEN', journal)
 try('HEXISTS', parked, 'f')
 try('HINCRBY', parked, 'f', 1)

@@ -1,0 +1,261 @@
+//! Nodes that wait for a person: they hold no slot, and go on from the very turn, on any worker, after any restart. The
+//! model counts what it is asked and the gate what is done.
+
+use serde_json::{Value, json};
+
+use crate::harness::bed::{Bed, Layout};
+use crate::harness::eventually;
+use crate::harness::gate::Gate;
+use crate::harness::model::Model;
+use crate::harness::worker::Spec;
+
+const SCRIPT: &str = r#"
+rules:
+  - match: {prompt: one door}
+    replies:
+      - {text: I shall knock., tool_calls: [{name: http_request, input: {url: "GATE/a"}}]}
+      - {text: I was let in.}
+  - match: {prompt: three doors}
+    replies:
+      - tool_calls:
+          - {name: http_request, input: {url: "GATE/a"}}
+          - {name: http_request, input: {url: "GATE/b"}}
+          - {name: calculate, input: {expression: 1 + 1}}
+      - {text: through all of them}
+"#;
+
+struct Scene {
+    bed: Bed,
+    gate: Gate,
+    model: Model,
+}
+
+impl Scene {
+    async fn new(bed: Bed) -> Self {
+        let gate = Gate::start().await;
+        gate.open_all();
+        let model = Model::start(&SCRIPT.replace("GATE", &format!("http://{}", gate.host())));
+        Self { bed, gate, model }
+    }
+
+    fn worker(&self, id: &str) -> Spec {
+        self.bed
+            .worker_with_model(id, &self.model)
+            .set("tools.http_request.allow", self.gate.host())
+            .set("retry.park_after", "100ms")
+    }
+
+    /// Submits an agent whose requests want a word.
+    async fn submit(&self, node: &str, task: &str) {
+        let config = json!({"task": task, "tools": ["http_request", "calculate"], "llm_config": {},
+            "approve": ["http_request"]});
+        self.bed.submit(&item(node, config)).await;
+    }
+
+    /// The questions that are open, when there are so many.
+    async fn asked(&self, count: usize) -> Vec<Value> {
+        let stream = self.bed.key("events:node.input_required");
+        eventually(&format!("{count} questions"), async || {
+            let open: usize = self.bed.ask(&["HLEN", &self.bed.key("waits")]).await;
+            (open == count).then_some(())
+        })
+        .await;
+        let entries = self.bed.entries(&stream).await;
+        entries.into_iter().map(|fields| serde_json::from_slice(&fields[0].1).expect("an event is JSON")).collect()
+    }
+
+    async fn decide(&self, event: &Value, decision: Value) {
+        let mut members = json!({"wait_id": event["data"]["wait_id"], "by": "ann"});
+        members.as_object_mut().expect("an object").extend(decision.as_object().expect("an object").clone());
+        let item = json!({"v": 1, "graph_id": event["graph_id"], "node_id": event["node_id"],
+            "run_id": event["run_id"], "decision": members});
+        self.bed.submit(&item).await;
+    }
+
+    async fn answers(&self, count: usize) -> Vec<Value> {
+        let stream = self.bed.key("events:node.decision");
+        let entries = eventually(&format!("{count} answers"), async || {
+            let entries = self.bed.entries(&stream).await;
+            (entries.len() >= count).then_some(entries)
+        })
+        .await;
+        entries.into_iter().map(|fields| serde_json::from_slice(&fields[0].1).expect("an event is JSON")).collect()
+    }
+
+    /// Nothing of waiting is left.
+    async fn assert_clean(&self) {
+        for name in [format!("parked:{}", self.bed.stream), format!("parked-bodies:{}", self.bed.stream)] {
+            let exists: bool = self.bed.ask(&["EXISTS", &self.bed.key(&name)]).await;
+            assert!(!exists, "{name} is left behind");
+        }
+        self.asked(0).await;
+    }
+}
+
+fn item(node: &str, config: Value) -> Value {
+    json!({"graph_id": "g", "node_id": node, "run_id": format!("run-{node}"), "config": config, "inputs": {}})
+}
+
+#[tokio::test]
+async fn a_node_that_waits_holds_no_slot_and_goes_on_with_the_decision() {
+    for layout in Layout::BOTH {
+        let scene = Scene::new(Bed::new().await).await;
+        scene.bed.put_state(layout, "g", &json!({"status": "running"})).await;
+        let worker = scene.worker("w1").set("pool.size", "1").start().ready().await;
+        scene.submit("n", "one door").await;
+        let event = scene.asked(1).await.remove(0);
+        let data = &event["data"];
+        assert_eq!((&data["kind"], &data["tool"]), (&json!("approval"), &json!("http_request")));
+        assert_eq!(data["last_words"], "I shall knock.");
+        assert_eq!(data["arguments"]["url"], format!("http://{}/a", scene.gate.host()));
+        assert!(data["schema"]["properties"]["arguments"]["properties"]["url"].is_object(), "{data}");
+        let state = scene.bed.node_state("g", "n").await.expect("it waits");
+        assert_eq!((&state["status"], &state["waiting"][0]["wait_id"]), (&json!("waiting"), &data["wait_id"]));
+        assert!(state["completed_at"].is_null());
+        // The only slot is free.
+        let other = item("other", json!({"tool_name": "calculate", "tool_params": {"expression": "1 + 1"}}));
+        scene.bed.run(&other).await;
+        assert_eq!(worker.metric("executor_items_in_flight", &[]).await, 0.0);
+        assert_eq!(scene.gate.arrivals("a"), 0, "nobody has agreed yet");
+
+        scene.decide(&event, json!({"action": "accept", "note": "be polite"})).await;
+        let events = scene.bed.ended(2).await;
+        let end = events.iter().find(|event| event["node_id"] == "n").expect("it ended");
+        assert_eq!(end.output()["result"], "I was let in.");
+        let decision = &end["metadata"]["decisions"][0];
+        assert_eq!((&decision["by"], &decision["action"]), (&json!("ann"), &json!("accept")));
+        let state = scene.bed.node_state("g", "n").await.expect("it ended");
+        assert_eq!((&state["status"], &state["metadata"]["decisions"][0]), (&json!("completed"), decision));
+        let calls = scene.model.calls();
+        assert_eq!((calls.completions, calls.repeated, scene.gate.arrivals("a")), (2, 0, 1));
+        assert_eq!(scene.answers(1).await[0]["data"]["accepted"], true);
+        assert_eq!(worker.metric("executor_items_total", &["waiting"]).await, 1.0);
+        assert_eq!(worker.metric("executor_wait_decisions_total", &["accepted"]).await, 1.0);
+        scene.assert_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn calls_of_one_turn_wait_together_and_are_decided_one_by_one() {
+    let scene = Scene::new(Bed::new().await).await;
+    let _worker = scene.worker("w1").start().ready().await;
+    scene.submit("n", "three doors").await;
+    let events = scene.asked(2).await;
+    let journal: Vec<String> = scene.bed.ask(&["HKEYS", &scene.bed.key("journal:g:n:run-n")]).await;
+    assert!(journal.contains(&String::from("t1:c2:end")), "what wants no word is done: {journal:?}");
+    scene.decide(&events[1], json!({"action": "accept"})).await;
+    scene.gate.arrived("b", 1).await;
+    assert_eq!((scene.gate.arrivals("a"), scene.asked(1).await.len()), (0, 2));
+    // A second word on the same, one of no use and one for nobody change nothing.
+    scene.decide(&events[1], json!({"action": "reject", "by": "bob"})).await;
+    scene.decide(&events[0], json!({"action": "accept", "content": {"argumnets": {}}})).await;
+    let mut unknown = events[0].clone();
+    unknown["data"]["wait_id"] = json!("wait_unknown");
+    scene.decide(&unknown, json!({"action": "accept"})).await;
+    let answers = scene.answers(4).await;
+    let mut codes: Vec<&str> = answers.iter().filter_map(|answer| answer["data"]["code"].as_str()).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, ["already_decided", "content_invalid", "unknown_wait"]);
+    let second = answers.iter().find(|answer| answer["data"]["by"] == "bob").expect("the second word");
+    assert_eq!(second["data"]["decided"]["by"], "ann");
+    scene.decide(&events[0], json!({"action": "reject", "note": "not that one"})).await;
+    let event = scene.bed.ended(1).await.remove(0);
+    assert_eq!(event.output()["result"], "through all of them");
+    assert_eq!((scene.gate.arrivals("a"), scene.gate.arrivals("b"), scene.model.calls().completions), (0, 1, 2));
+    assert_eq!(event["metadata"]["decisions"].as_array().map(Vec::len), Some(2));
+    // The node is gone, so there is nothing to decide any more.
+    scene.decide(&events[0], json!({"action": "accept"})).await;
+    assert_eq!(scene.answers(6).await[5]["data"]["code"], "node_ended");
+    scene.assert_clean().await;
+}
+
+/// When the decision comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Before,
+    While,
+    After,
+}
+
+#[tokio::test]
+async fn every_worker_and_redis_may_restart_before_while_and_after_the_decision() {
+    for moment in [Moment::Before, Moment::While, Moment::After] {
+        let bed = Bed::with_own_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+        let mut scene = Scene::new(bed).await;
+        let (killed, stopped) = (scene.worker("w1").start().ready().await, scene.worker("w2").start().ready().await);
+        scene.submit("n", "one door").await;
+        let event = scene.asked(1).await.remove(0);
+        killed.kill();
+        stopped.terminate();
+        stopped.ends().await;
+        scene.bed.own_server().kill();
+        scene.bed.own_server().start_again();
+        scene.bed.reconnect().await;
+        let decision = json!({"action": "accept"});
+        if moment == Moment::Before {
+            scene.decide(&event, decision.clone()).await;
+        }
+        let mut back = scene.worker("w3").start();
+        if moment == Moment::While {
+            scene.decide(&event, decision.clone()).await;
+        }
+        back = back.ready().await;
+        if moment == Moment::After {
+            scene.decide(&event, decision).await;
+        }
+        let end = scene.bed.ended(1).await.remove(0);
+        assert_eq!(end.output()["result"], "I was let in.", "{moment:?}");
+        assert_eq!(end.worker(), "w3");
+        let calls = scene.model.calls();
+        assert_eq!((calls.completions, calls.repeated), (2, 0), "{moment:?}: no completion is paid twice");
+        assert_eq!(scene.gate.arrivals("a"), 1, "{moment:?}: the approved call runs once");
+        assert_eq!(end["metadata"]["resumed"]["turns"], 1, "{moment:?}: it is the same conversation");
+        scene.assert_clean().await;
+        drop(back);
+    }
+}
+
+#[tokio::test]
+async fn a_tool_node_waits_for_a_word_that_the_worker_wants() {
+    let scene = Scene::new(Bed::new().await).await;
+    let rules = "[tools.approve]\ncalculate = \"'6' in args.expression\"\n";
+    let _worker = scene.worker("w1").file(rules).start().ready().await;
+    let node = |name: &str, expression: &str| {
+        item(name, json!({"tool_name": "calculate", "tool_params": {"expression": expression}}))
+    };
+    let event = scene.bed.run(&node("free", "1 + 1")).await;
+    assert!(event["metadata"]["decisions"].is_null());
+    scene.bed.submit(&node("asked", "6 * 7")).await;
+    let question = scene.asked(1).await.remove(0);
+    assert_eq!(question["data"]["asked_by"]["type"], "rule");
+    scene.decide(&question, json!({"action": "accept", "content": {"arguments": {"expression": "6 * 8"}}})).await;
+    let events = scene.bed.ended(2).await;
+    let end = events.iter().find(|event| event["node_id"] == "asked").expect("it ended");
+    assert_eq!(end.output(), &json!(48));
+}
+
+#[tokio::test]
+async fn a_node_whose_question_nobody_answers_fails_when_its_time_is_over() {
+    let scene = Scene::new(Bed::new().await).await;
+    let _worker = scene.worker("w1").set("wait.timeout", "1s").start().ready().await;
+    scene.submit("n", "one door").await;
+    let event = scene.bed.ended(1).await.remove(0);
+    assert_eq!(event.failure(), ("permanent", "wait_expired"));
+    assert_eq!((scene.gate.arrivals("a"), scene.model.calls().completions), (0, 1));
+    scene.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_order_to_stop_ends_a_node_that_waits() {
+    let scene = Scene::new(Bed::new().await).await;
+    let _worker = scene.worker("w1").start().ready().await;
+    scene.submit("n", "one door").await;
+    let question = scene.asked(1).await.remove(0);
+    scene.bed.ask::<()>(&["HSET", &scene.bed.key("cancel:g"), "n", "{}"]).await;
+    let event = scene.bed.ended(1).await.remove(0);
+    assert_eq!(event.failure(), ("cancelled", "cancelled"));
+    scene.decide(&question, json!({"action": "accept"})).await;
+    assert_eq!(scene.answers(1).await[0]["data"]["code"], "node_ended");
+    assert_eq!(scene.gate.arrivals("a"), 0);
+    scene.assert_clean().await;
+}
