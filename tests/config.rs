@@ -205,6 +205,7 @@ fn sample(key: &Key) -> String {
         ("events.progress", _) => String::from("node.started"),
         ("tools.disable", _) => String::from("template"),
         ("tools.http_request.allow", _) => String::from("*.example.com,h:80"),
+        ("tools.approve.*", _) => String::from("args.amount > 100"),
         ("mcp.order", _) => String::from("s"),
         ("mcp.config", _) => String::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/mcp.json")),
         ("http.admin_token", _) => String::from("sixteen-or-longer"),
@@ -263,7 +264,8 @@ fn every_key_can_be_set_in_a_file() {
         };
         // Rules are for tools that exist.
         let path =
-            path.replace("unknown_outcome.*", "unknown_outcome.calculate").replacen('*', "s", 1).replacen('*', "X", 1);
+            path.replace("unknown_outcome.*", "unknown_outcome.calculate").replace("approve.*", "approve.calculate");
+        let path = path.replacen('*', "s", 1).replacen('*', "X", 1);
         // What a server or a provider cannot do without.
         let beside = match path.as_str() {
             "llm.prices.s.output" => "llm.prices.s.input = 1\n",

@@ -200,7 +200,7 @@ impl PublisherDeps {
                 self.health.processed(completed_at);
                 self.settled(&settlement, &report, failure, mode, took);
                 // The journal with the questions is gone; should this fail, whoever looks for them finds that out.
-                let _ = self.waiting.forget(&report.open).await;
+                let _ = self.waiting.forget(&delivery.meta.asks).await;
                 // The item itself may be large, and writing the result again needs only its names.
                 settlement.delivery = Arc::new(settlement.delivery.bare());
                 self.kept.keep(Arc::new(settlement), Instant::now());
@@ -275,6 +275,7 @@ impl PublisherDeps {
             since: Some(*since),
             waited_ms: waited_ms(delivery),
             asked_at: None,
+            asks: delivery.meta.asks.clone(),
         };
         let pause_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         custody.settling();
@@ -313,6 +314,7 @@ impl PublisherDeps {
             since: Some(waiting.since),
             waited_ms: waited_ms(delivery),
             asked_at: Some(execution.completed_at),
+            asks: waiting.asks.iter().map(|ask| ask.wait_id.clone()).collect(),
         };
         let written = execution.write_waiting(&waiting.asks, report);
         custody.settling();

@@ -369,8 +369,9 @@ impl Check<'_> {
     fn tool_names(&mut self, config: &Config) {
         for (name, when) in &config.tools.approve {
             let key = dotted(&["tools", "approve", name]);
-            if let Err(why) = Rule::new(name, Some(when)) {
-                self.blame(&[&key], why);
+            if Rule::new(name, Some(when)).is_err() {
+                // Why not may quote it, and nothing of a configuration is repeated.
+                self.blame(&[&key], "must be `always` or a condition over `args`, such as \"args.amount > 100\"");
             }
         }
         let outcomes = config.tools.unknown_outcome.keys().map(|name| ("unknown_outcome", name));

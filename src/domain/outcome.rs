@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::message::Usage;
 use crate::domain::node::Mode;
-use crate::domain::wait::{Ask, WaitId};
+use crate::domain::wait::Ask;
 use crate::retry::Retry;
 
 /// The kinds of failure that consumers tell apart (`error_details.category`).
@@ -253,7 +253,6 @@ impl Report {
             warnings: Vec::new(),
             resumed: None,
             decisions: Vec::new(),
-            open: Vec::new(),
         }
     }
 }

@@ -55,6 +55,9 @@ pub struct Meta {
     /// When the node began to wait for others, if that is what it comes back from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_at: Option<Timestamp>,
+    /// Questions that were open by then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<WaitId>,
 }
 
 impl Meta {

@@ -51,8 +51,6 @@ pub(super) struct Ledger {
     pub waits: Waits,
     /// What others decided, in few words.
     pub decisions: RefCell<Vec<Value>>,
-    /// Questions on record that nobody has answered.
-    pub open: RefCell<Vec<WaitId>>,
 }
 
 impl Ledger {

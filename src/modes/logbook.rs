@@ -142,9 +142,6 @@ impl<'a, P: Ports> Logbook<'a, P> {
         let mut waits: Vec<&Asked> = record.waits.values().collect();
         waits.sort_by_key(|asked| asked.ask.asked_at);
         for asked in waits {
-            if asked.said.is_none() {
-                self.desk.ledger.open.borrow_mut().push(asked.ask.wait_id.clone());
-            }
             if let Answer::Said(said) = asked.answer(self.desk.delivery.added_at()) {
                 self.desk.ledger.decisions.borrow_mut().push(said.brief(&asked.ask));
             }

@@ -73,7 +73,6 @@ pub async fn run_node<P: Ports>(
         warnings: ledger.warnings.take(),
         resumed: ledger.resumed.get(),
         decisions: ledger.decisions.take(),
-        open: ledger.open.take(),
     }
 }
 

@@ -34,7 +34,9 @@ const SCRIPTS: &[&[&str]] = &[
     &["owned", "run", "settle"],
     &["owned", "unclaimed", "run", "settle"],
     &["owned", "dead_letter"],
-    &["owned", "run", "park"],
+    &["owned", "run", "aside", "park"],
+    &["owned", "run", "aside", "wait"],
+    &["owned", "decide"],
     &["owned", "journal"],
     &["due"],
     &["return"],
@@ -215,8 +217,8 @@ fn a_takeover_of_what_has_changed_hands_is_found_out() {
 fn parked_work_that_comes_back_wrongly_is_found_out() {
     all_are_found_out(&[
         breach(0, "park", "return record == ARGV[6] and 'again' or 'lost' end", "return 'lost' end"),
-        breach(0, "park", "redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])", ""),
-        breach(0, "park", "redis.call('PERSIST', KEYS[6])", ""),
+        breach(0, "aside", "redis.call('HSET', run.done, run.field, run.record)", ""),
+        breach(0, "aside", "redis.call('PERSIST', run.state)", ""),
         breach(2, "return", "if due and tonumber(due) <= now and", "if"),
         breach(0, "return", "if due and tonumber(due) <= now and redis.call('ZREM', KEYS[2], first) == 1 then", "do"),
         breach(0, "return", "string.sub(facts[1], 1, #parked) == parked", "false"),
