@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use jiff::Timestamp;
-use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
@@ -21,12 +20,12 @@ use crate::clients::redis::{
 use crate::domain::blob::BlobRef;
 use crate::domain::outcome::{Failure, Outcome, Parking, Report, Waiting};
 use crate::domain::settlement::{End, Execution, Written};
-use crate::domain::wait::{Ask, Decision};
+use crate::domain::wait::Decision;
 use crate::domain::work::{Delivery, Meta};
 use crate::failpoint::{self, Point};
 use crate::health::Health;
 use crate::metrics::{CategoryLabels, Metrics, ModeLabels, ReasonLabels, ResultLabels};
-use crate::modes::schema::Schema;
+use crate::modes::schema::fits;
 use crate::ports::CancelReason;
 use crate::retry::backoff;
 
@@ -416,12 +415,6 @@ impl PublisherDeps {
 /// How long the node has waited for others so far.
 fn waited_ms(delivery: &Delivery) -> u64 {
     u64::try_from(delivery.meta.waited(&delivery.entry).as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Whether what goes with a decision fits what was asked.
-pub fn fits(ask: &Ask, content: &Value) -> Result<(), String> {
-    let schema = Schema::compile(Arc::new(ask.schema.clone()))?;
-    schema.check(content)
 }
 
 /// A result that Redis has not taken; its drop ends the hold whatever happens.

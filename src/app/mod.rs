@@ -1,6 +1,7 @@
 //! Builds the worker out of its parts, runs it, and stops it in the one order that loses nothing.
 
 mod catalogue;
+mod desk;
 pub mod wiring;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use crate::modes::ModeSettings;
 use crate::tools::Registry;
 
 use catalogue::Catalogue;
+use desk::Desk;
 use wiring::{Running, start_on};
 
 /// A refusal to start that a restart does not cure; see `sysexits.h`.
@@ -165,8 +167,10 @@ impl Worker {
             patience: Some(config.retry.park_after),
         };
         let running = Running::start(&config, functions, &health, &metrics, &sharing, &phases.drain, &phases.end)?;
+        let waiting = WaitingRoom::new(link.clone(), keys.clone(), &config);
         let facts = Facts { worker_id: worker_id.clone(), health: Arc::clone(&health), metrics: Arc::clone(&metrics) };
-        let server = serve(listener, &config.http, facts, Arc::new(Catalogue::new(&running)))?;
+        let server =
+            serve(listener, &config.http, facts, Arc::new(Catalogue::new(&running)), Arc::new(Desk(waiting.clone())))?;
         let http = server.handle();
         actix::spawn(server);
         tracing::info!(%address, worker.id = worker_id, consumer = %consumer, version = env!("CARGO_PKG_VERSION"),
@@ -192,7 +196,6 @@ impl Worker {
             Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
         let parking =
             ParkingLot::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
-        let waiting = WaitingRoom::new(link.clone(), keys.clone(), &config);
         let kept = Arc::new(Kept::default());
         let publisher_deps = Arc::new(PublisherDeps {
             settler: settler.clone(),

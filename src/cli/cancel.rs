@@ -4,7 +4,7 @@ use clap::Args;
 use console::style;
 
 use crate::cli::{FAILED, Settings, block_on, print_line, print_note, redis_failed};
-use crate::clients::redis::{CancelOrders, Keys, Link, RedisError, StateStore};
+use crate::clients::redis::{CancelOrders, Keys, Link, RedisError, StateStore, WaitingRoom};
 use crate::config::Config;
 use crate::domain::cancel::{CancelOrder, CancelScope};
 use crate::domain::ids::{GraphId, NodeId};
@@ -63,6 +63,11 @@ async fn work(config: &Config, args: &CancelArgs) -> Result<u8, RedisError> {
         humantime::format_duration(config.lease.renew()),
         humantime::format_duration(config.state.ttl),
     ));
+    // Workers find the order by themselves, but look at many waiting nodes in turns.
+    let woken = WaitingRoom::new(link.clone(), keys.clone(), config).wake(&args.graph, args.node.as_ref()).await?;
+    if woken > 0 {
+        tell(&format!("{woken} of its nodes waited for a decision; they end now"));
+    }
     let streams = config.work.streams.iter().map(|stream| stream.as_str().into());
     let states = StateStore::new(link, keys, &config.state, streams, &config.work.group);
     // The order stands either way: a graph may be cancelled before its first node comes.

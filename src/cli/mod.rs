@@ -13,6 +13,7 @@ pub mod scripted_model;
 pub mod status;
 pub mod submit;
 pub mod tools;
+pub mod waits;
 pub mod worker;
 
 use std::fmt::Display;
@@ -95,6 +96,13 @@ enum Command {
     Status(status::StatusArgs),
     /// Stop a node, or every node of a graph, wherever it runs.
     Cancel(cancel::CancelArgs),
+    /// Show what nodes wait for.
+    #[command(subcommand)]
+    Waits(waits::WaitsCommand),
+    /// Agree to what a node waits for.
+    Approve(waits::ApproveArgs),
+    /// Refuse what a node waits for.
+    Reject(waits::RejectArgs),
     /// Show, retry or delete the work that no worker tries again.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
@@ -138,6 +146,9 @@ impl Cli {
             Command::Tools(args) => tools::run(&settings, &args),
             Command::Status(args) => status::run(&settings, &args),
             Command::Cancel(args) => cancel::run(&settings, &args),
+            Command::Waits(command) => waits::run(&settings, &command),
+            Command::Approve(args) => waits::approve(&settings, &args),
+            Command::Reject(args) => waits::reject(&settings, &args),
             Command::DeadLetters(command) => dead_letters::run(&settings, &command),
             Command::Reconcile(args) => reconcile::run(&settings, &args),
             Command::Config(command) => config::run(&settings, &command),

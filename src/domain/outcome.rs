@@ -239,8 +239,6 @@ pub struct Report {
     pub resumed: Option<Resumed>,
     /// What others decided about it, in few words.
     pub decisions: Vec<Value>,
-    /// Questions that nobody has answered.
-    pub open: Vec<WaitId>,
 }
 
 impl Report {

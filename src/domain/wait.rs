@@ -325,7 +325,7 @@ pub struct Refusal {
     /// A sentence for whoever decided.
     pub message: String,
     /// The decision that counts instead.
-    pub said: Option<Said>,
+    pub said: Option<Box<Said>>,
 }
 
 impl Refusal {
@@ -353,7 +353,7 @@ pub fn judge(
     };
     if let Some(said) = said {
         let message = format!("{} decided first: {} at {}", said.whom(), said.action.as_str(), said.at);
-        return Err(Refusal { said: Some(said.clone()), ..Refusal::new("already_decided", message) });
+        return Err(Refusal { said: Some(Box::new(said.clone())), ..Refusal::new("already_decided", message) });
     }
     if now >= ask.expires_at {
         return Err(Refusal::new("wait_expired", format!("the time to decide was over at {}", ask.expires_at)));

@@ -246,14 +246,14 @@ pub fn read_entry(
         })?,
     };
     Ok(match WorkItem::parse_any(data, stream, &meta.first_entry(entry))? {
-        Parsed::Work(item) => Content::Work(Box::new((item, meta))),
+        Parsed::Work(item) => Content::Work(Box::new((*item, meta))),
         Parsed::Decision(decision) => Content::Decision(decision),
     })
 }
 
 /// What the field `data` holds.
 enum Parsed {
-    Work(WorkItem),
+    Work(Box<WorkItem>),
     Decision(Box<Decision>),
 }
 
@@ -299,7 +299,7 @@ impl WorkItem {
     /// Reads an item of either shape. `origin` is the entry id under which the work first entered `stream`.
     pub fn parse(data: &[u8], stream: &str, origin: &EntryId) -> Result<Self, Malformed> {
         match Self::parse_any(data, stream, origin)? {
-            Parsed::Work(item) => Ok(item),
+            Parsed::Work(item) => Ok(*item),
             Parsed::Decision(_) => Err(no_work()),
         }
     }
@@ -313,7 +313,7 @@ impl WorkItem {
             if let Some(decision) = present(outer.decision.as_ref()) {
                 return self::decision(&outer, None, decision).map(Parsed::Decision);
             }
-            return Self::from_wire(outer, None, stream, origin).map(Parsed::Work);
+            return Self::from_wire(outer, None, stream, origin).map(|item| Parsed::Work(Box::new(item)));
         };
         let envelope_type = text_member(&outer.kind, "type")?;
         let inner = decode(inner_text, "the envelope's `data`")?;
@@ -322,7 +322,7 @@ impl WorkItem {
         }
         let item = Self::from_wire(inner, Some(&outer), stream, origin)?;
         match envelope_type.as_deref() {
-            Some("node.work") => Ok(Parsed::Work(item)),
+            Some("node.work") => Ok(Parsed::Work(Box::new(item))),
             other => {
                 let seen = other.map_or_else(|| String::from("is missing"), |other| format!("is {other:?}"));
                 let message = format!("the envelope's `type` {seen}; this worker takes \"node.work\"");

@@ -17,6 +17,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::http::waits;
+
 /// What the tools have become, still to come.
 pub type Refreshed = Pin<Box<dyn Future<Output = Option<Value>> + Send>>;
 
@@ -42,7 +44,7 @@ impl AdminToken {
     /// Why a request with this header may not change anything.
     fn refusal(&self, header: Option<&[u8]>) -> Option<HttpResponse> {
         let Some(token) = &self.0 else {
-            let message = "nothing may be changed here until http.admin_token is set";
+            let message = "this is closed until http.admin_token is set";
             return Some(HttpResponse::Forbidden().json(json!({"error": message})));
         };
         let given = header.and_then(bearer).unwrap_or_default();
@@ -66,7 +68,13 @@ fn bearer(header: &[u8]) -> Option<&[u8]> {
 pub fn routes(config: &mut ServiceConfig) {
     let tools = resource("/tools").route(get().to(tools)).route(head().to(tools)).default_service(only("GET, HEAD"));
     let refresh = resource("/tools/refresh").route(post().to(refresh)).default_service(only("POST"));
-    let api = scope("/api").service(tools).service(refresh).wrap(from_fn(guard));
+    // Questions show what tools are called with, so even reading them wants the token.
+    let waits = scope("/waits")
+        .service(resource("").route(get().to(waits::list)).default_service(only("GET")))
+        .service(resource("/{wait}").route(get().to(waits::show)).default_service(only("GET")))
+        .service(resource("/{wait}/{way}").route(post().to(waits::decide)).default_service(only("POST")))
+        .wrap(from_fn(guard_all));
+    let api = scope("/api").service(tools).service(refresh).service(waits).wrap(from_fn(guard));
     config.service(api);
 }
 
@@ -79,14 +87,23 @@ async fn guard(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
-        let token = request.app_data::<Data<AdminToken>>().expect("the token is part of the application");
-        let header = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
-        if let Some(refusal) = token.refusal(header) {
-            return Ok(request.into_response(refusal));
-        }
+    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+        return next.call(request).await.map(ServiceResponse::map_into_boxed_body);
     }
-    next.call(request).await.map(ServiceResponse::map_into_boxed_body)
+    guard_all(request, next).await
+}
+
+/// Whatever the method is.
+async fn guard_all(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let token = request.app_data::<Data<AdminToken>>().expect("the token is part of the application");
+    let header = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
+    match token.refusal(header) {
+        Some(refusal) => Ok(request.into_response(refusal)),
+        None => next.call(request).await.map(ServiceResponse::map_into_boxed_body),
+    }
 }
 
 async fn tools(catalogue: Data<Arc<dyn ToolCatalogue>>) -> HttpResponse {

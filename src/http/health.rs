@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::config::HttpConfig;
 use crate::health::Health;
 use crate::http::api::{self, AdminToken, ToolCatalogue};
+use crate::http::waits::WaitDesk;
 use crate::metrics::Metrics;
 
 /// What the handlers read.
@@ -37,14 +38,17 @@ pub fn serve(
     config: &HttpConfig,
     facts: Facts,
     catalogue: Arc<dyn ToolCatalogue>,
+    desk: Arc<dyn WaitDesk>,
 ) -> std::io::Result<Server> {
     let facts = Data::new(facts);
     let (token, catalogue) = (Data::new(AdminToken::new(config.admin_token.clone())), Data::new(catalogue));
+    let desk = Data::new(desk);
     let server = HttpServer::new(move || {
         App::new()
             .app_data(facts.clone())
             .app_data(token.clone())
             .app_data(catalogue.clone())
+            .app_data(desk.clone())
             .service(readable("/health", health))
             .service(readable("/live", live))
             .service(readable("/ready", ready))

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use jsonschema::Validator;
 use serde_json::Value;
 
+use crate::domain::wait::Ask;
+
 /// Errors told at once; a model that sees more than a few does not get better.
 const SHOWN_ERRORS: usize = 5;
 
@@ -43,6 +45,11 @@ impl Schema {
         let value = parse(text)?;
         self.check(&value).map(|()| value)
     }
+}
+
+/// Whether what goes with a decision fits what was asked.
+pub fn fits(ask: &Ask, content: &Value) -> Result<(), String> {
+    Schema::compile(Arc::new(ask.schema.clone()))?.check(content)
 }
 
 fn parse(text: &str) -> Result<Value, String> {

@@ -5,6 +5,7 @@ mod exec;
 mod healthcheck;
 mod submit;
 mod tools;
+mod waits;
 
 use std::path::{Path, PathBuf};
 

@@ -259,3 +259,64 @@ async fn an_order_to_stop_ends_a_node_that_waits() {
     assert_eq!(scene.gate.arrivals("a"), 0);
     scene.assert_clean().await;
 }
+
+/// Figures of the server's commands.
+async fn calls(bed: &Bed, command: &str) -> u64 {
+    let stats: String = bed.ask(&["INFO", "commandstats"]).await;
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+async fn memory(bed: &Bed) -> u64 {
+    let info: String = bed.ask(&["INFO", "memory"]).await;
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    used.and_then(|used| used.trim().parse().ok()).expect("the server knows its memory")
+}
+
+#[tokio::test]
+async fn ten_thousand_waiting_nodes_cost_no_slot_no_renewal_and_little_memory() {
+    const NODES: usize = 10_000;
+    let bed = Bed::with_own_redis(&[]).await;
+    let worker = bed.worker("w1").set("retry.park_after", "100ms").start().ready().await;
+    let before = memory(&bed).await;
+    let config = json!({"tool_name": "calculate", "tool_params": {"expression": "6 * 7"}, "approve": ["calculate"]});
+    let graph = |at: usize| format!("graph-{}", at / 100);
+    let node = |at: usize| {
+        let mut item = item(&format!("node-{at}"), config.clone());
+        item["graph_id"] = json!(graph(at));
+        item
+    };
+    bed.submit_all((0..NODES).map(node)).await;
+    let patience = tokio::time::Instant::now() + std::time::Duration::from_secs(240);
+    while bed.ask::<usize>(&["HLEN", &bed.key("waits")]).await < NODES {
+        assert!(tokio::time::Instant::now() < patience, "they do not all wait");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    bed.settled().await;
+    let journals = async |at: usize| {
+        let key = bed.key(&format!("journal:{}:node-{at}:run-node-{at}", graph(at)));
+        bed.ask::<u64>(&["MEMORY", "USAGE", &key]).await
+    };
+    // They are all alike, so some of them tell about all.
+    let mut journal = 0;
+    for at in (0..NODES).step_by(100) {
+        journal += journals(at).await;
+    }
+    let used = memory(&bed).await.saturating_sub(before) - journal * 100;
+    let each = used / NODES as u64;
+    assert!(each < 4096, "each waiting node takes {each} bytes beside its journal");
+    assert_eq!(worker.metric("executor_items_in_flight", &[]).await, 0.0, "no slot");
+    assert_eq!(worker.metric("executor_waits_open", &[]).await, NODES as f64);
+    // The mover goes on looking, and nothing is renewed meanwhile.
+    let (renewed, looked) = (calls(&bed, "xclaim").await, calls(&bed, "zrangebyscore").await);
+    eventually("the mover has looked many times", async || {
+        (calls(&bed, "zrangebyscore").await > looked + 30).then_some(())
+    })
+    .await;
+    assert_eq!(calls(&bed, "xclaim").await, renewed, "no renewal");
+    // One of them still goes on at once, and a cancelled graph ends all of its nodes at once.
+    let command = bed.worker("cli").argument("cancel").argument("graph-7").start();
+    assert_eq!(command.ends().await.0, Some(0));
+    let events = bed.ended(100).await;
+    assert!(events.iter().all(|event| event.failure() == ("cancelled", "graph_cancelled")));
+}

@@ -175,6 +175,7 @@ pub fn outcome(run: &Run) -> String {
             let text = |pointer: &str| ending.data.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
             short(&format!("{BAD} {}: {}", text("/error_details/category"), text("/error")))
         }
+        None if run.waits => format!("{BUSY} waits for a person's word, in no worker"),
         None if run.deliveries.is_empty() => String::from("queued"),
         None if run.deliveries.last().is_some_and(|last| last.killed) => format!("{BUSY} waits for a takeover"),
         None => format!("{BUSY} running"),
@@ -216,6 +217,8 @@ mod tests {
             mode: Some(String::from("agent")),
             since: 1000,
             deliveries,
+            asked: None,
+            waits: false,
             endings,
         }
     }
@@ -225,7 +228,15 @@ mod tests {
     }
 
     fn ending(kind: EventType, data: Value) -> Ending {
-        Ending { kind, data, worker: String::from("worker-2"), attempts: 2, resumed: None, at: 2340 }
+        Ending {
+            kind,
+            data,
+            worker: String::from("worker-2"),
+            attempts: 2,
+            resumed: None,
+            decisions: Vec::new(),
+            at: 2340,
+        }
     }
 
     #[test]
@@ -242,6 +253,8 @@ mod tests {
         assert_eq!(outcome(&run(Vec::new(), vec![ending(EventType::NodeFailed, data)])), "✘ poison: no");
         assert_eq!(outcome(&run(vec![delivery(1, true)], Vec::new())), "▸ waits for a takeover");
         assert_eq!(outcome(&run(Vec::new(), Vec::new())), "queued");
+        let asking = Run { waits: true, ..run(vec![delivery(1, false)], Vec::new()) };
+        assert!(outcome(&asking).contains("waits for a person"));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Ending {
     pub attempts: u64,
     /// What was not done again after a takeover.
     pub resumed: Option<Resumed>,
+    /// What others decided about it.
+    pub decisions: Vec<Value>,
     /// When it was written, in milliseconds since 1970.
     pub at: u64,
 }
@@ -68,6 +70,10 @@ pub struct Run {
     pub since: u64,
     /// Who had it, in order.
     pub deliveries: Vec<Delivery>,
+    /// When it began to wait for a person, in milliseconds since 1970.
+    pub asked: Option<u64>,
+    /// Whether it waits now.
+    pub waits: bool,
     /// Terminal events; more than one is a fault.
     pub endings: Vec<Ending>,
 }
@@ -124,6 +130,8 @@ struct Facts {
     attempt: Option<u64>,
     #[serde(default)]
     resumed: Option<Resumed>,
+    #[serde(default)]
+    decisions: Vec<Value>,
 }
 
 /// All executions since the start, in the order in which they were heard of.
@@ -147,6 +155,8 @@ impl Ledger {
             mode: Some(mode.to_owned()),
             since: entry.millis().unwrap_or_default(),
             deliveries: Vec::new(),
+            asked: None,
+            waits: false,
             endings: Vec::new(),
         });
         self.runs.len() - 1
@@ -169,10 +179,16 @@ impl Ledger {
                 worker: worker.clone(),
                 attempts: wire.metadata.attempt.unwrap_or(1),
                 resumed: wire.metadata.resumed,
+                decisions: wire.metadata.decisions,
                 at,
             }),
             // Nobody follows the pieces of answers here.
-            EventType::LlmDelta | EventType::NodeInputRequired | EventType::NodeDecision => {}
+            EventType::LlmDelta => {}
+            EventType::NodeInputRequired => {
+                entry.asked.get_or_insert(at);
+                entry.waits = true;
+            }
+            EventType::NodeDecision => entry.waits = false,
             EventType::NodeStarted | EventType::NodeProgress | EventType::ToolExecuted => {
                 let number = wire.metadata.delivery.unwrap_or(1);
                 // Progress comes in several streams, so a tool call may be told of before its node's start.
@@ -210,6 +226,8 @@ impl Ledger {
                 mode: None,
                 since: at,
                 deliveries: Vec::new(),
+                asked: None,
+                waits: false,
                 endings: Vec::new(),
             });
             self.runs.len() - 1

@@ -9,13 +9,14 @@ use serde_json::Value;
 
 use crate::cli::dev::board::{Board, outcome};
 use crate::cli::dev::ledger::{Ledger, Resumed, Run, Step};
-use crate::cli::dev::scenario::{SAMPLES, Sabotage, Sample, sabotage_of};
+use crate::cli::dev::scenario::{SAMPLES, Sabotage, Sample, asks, sabotage_of};
 use crate::cli::dev::stage::Stage;
-use crate::cli::dev::verdict::{self, Leftovers};
+use crate::cli::dev::verdict::{self, Leftovers, MOMENT, PERSON};
 use crate::cli::dev::{Interrupts, Trouble, print_addresses, print_line};
 use crate::cli::{FAILED, UNAVAILABLE};
 use crate::clients::redis::{DeadLetter, DeadLetters, EventTail, Span, stream_stats, submit};
 use crate::domain::event::EventType;
+use crate::domain::wait::{Action, Ask, Decision};
 use crate::domain::work::WorkItem;
 
 /// The whole run with a scripted model; it takes about ten seconds on an idle machine.
@@ -52,6 +53,8 @@ pub struct Play<'a> {
     letters: Vec<DeadLetter>,
     /// Workers that ended although nobody killed them, a sentence each.
     accidents: Vec<String>,
+    /// Decisions that a person will have made by then, ready to be sent.
+    decisions: Vec<(Instant, String)>,
     began: Instant,
 }
 
@@ -62,6 +65,8 @@ impl<'a> Play<'a> {
             EventType::NodeStarted,
             EventType::ToolExecuted,
             EventType::NodeProgress,
+            EventType::NodeInputRequired,
+            EventType::NodeDecision,
             EventType::NodeCompleted,
             EventType::NodeFailed,
         ];
@@ -76,6 +81,7 @@ impl<'a> Play<'a> {
             places: vec![None; SAMPLES.len()],
             letters: Vec::new(),
             accidents: Vec::new(),
+            decisions: Vec::new(),
             began: Instant::now(),
         })
     }
@@ -219,14 +225,34 @@ impl<'a> Play<'a> {
             self.say(&accident.worker, &what);
             self.accidents.push(format!("{}: it {what}", accident.worker));
         }
+        self.decide_what_is_due().await?;
         self.draw();
         Ok(true)
+    }
+
+    /// Plays the person that sample nodes wait for.
+    async fn decide_what_is_due(&mut self) -> Result<(), Trouble> {
+        let now = Instant::now();
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.decisions).into_iter().partition(|(moment, _)| *moment <= now);
+        self.decisions = later;
+        for (_, decision) in due {
+            submit(&self.stage.link, self.stage.stream(), decision.as_bytes()).await?;
+        }
+        Ok(())
     }
 
     fn react(&mut self, step: &Step) -> Result<(), Trouble> {
         let Some(run) = self.ledger.runs().get(step.run) else { return Ok(()) };
         let node = run.node.clone();
         self.say(&node, &words(step, run));
+        if step.kind == EventType::NodeInputRequired
+            && asks(&run.graph, &run.node)
+            && let Ok(ask) = serde_json::from_value::<Ask>(step.data.clone())
+        {
+            let moment = Instant::now() + Duration::from_millis(MOMENT);
+            self.decisions.push((moment, agreed(&ask)));
+        }
         let doomed = match sabotage_of(&run.graph, &run.node) {
             Sabotage::None => false,
             Sabotage::AtEveryStart => step.kind == EventType::NodeStarted,
@@ -284,6 +310,14 @@ impl<'a> Play<'a> {
             self.board.line(&format!("{:>7.2} s  {about:<10} {what}", self.began.elapsed().as_secs_f64()));
         }
     }
+}
+
+/// The decision of a person who agrees.
+fn agreed(ask: &Ask) -> String {
+    let Ask { graph_id, node_id, run_id, wait_id, .. } = ask.clone();
+    let (by, note) = (Some(String::from(PERSON)), Some(String::from("once, and not more")));
+    let action = Action::Accept;
+    Decision { graph_id, node_id, run_id, wait_id, action, content: None, by, note }.to_json()
 }
 
 /// The place of a sample by its name.

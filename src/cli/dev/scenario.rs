@@ -56,11 +56,26 @@ pub struct Sample {
     pub after: &'static [&'static str],
     /// What happens to its workers.
     pub sabotage: Sabotage,
+    /// Whether it waits for a person, whose part this run plays.
+    pub asks: bool,
     /// The attempts its steps take, where that is part of the show.
     pub attempts: Option<u64>,
     /// How it must end.
     pub expected: Expected,
 }
+
+/// What most samples have in common.
+const PLAIN: Sample = Sample {
+    name: "",
+    file: "",
+    json: "",
+    mode: "",
+    after: &[],
+    sabotage: Sabotage::None,
+    asks: false,
+    attempts: None,
+    expected: Expected::Output(&[]),
+};
 
 macro_rules! sample {
     ($name:literal, $mode:literal, { $($field:ident: $value:expr),* $(,)? }) => {
@@ -69,35 +84,28 @@ macro_rules! sample {
             file: concat!($name, ".json"),
             json: include_str!(concat!("../../../examples/", $name, ".json")),
             mode: $mode,
-            $($field: $value),*
+            $($field: $value,)*
+            ..PLAIN
         }
     };
 }
 
 /// Nodes that nobody disturbs. A killed worker takes all its nodes with it, so they end before the first kill.
-const CALM: &[&str] = &["tool", "llm", "agent", "retry", "invalid", "chain"];
+const CALM: &[&str] = &["tool", "llm", "agent", "retry", "invalid", "approval", "chain"];
 
 /// The samples.
-pub const SAMPLES: [Sample; 8] = [
+pub const SAMPLES: [Sample; 9] = [
     sample!("tool", "tool", {
-        after: &[],
-        sabotage: Sabotage::None,
         attempts: Some(1),
         expected: Expected::Output(&[("", Is::Json("78"))]),
     }),
     sample!("llm", "llm", {
-        after: &[],
-        sabotage: Sabotage::None,
-        attempts: None,
         expected: Expected::Output(&[
             ("/parsed", Is::Json(r#"{"sentiment": "mixed", "complaint": "one leg is a little scratched"}"#)),
             ("/stop_reason", Is::Json("\"end_turn\"")),
         ]),
     }),
     sample!("agent", "agent", {
-        after: &[],
-        sabotage: Sabotage::None,
-        attempts: None,
         expected: Expected::Output(&[
             ("/tool_calls", Is::Json("2")),
             // Two calls in two turns of the model: both were asked for in the first.
@@ -107,21 +115,23 @@ pub const SAMPLES: [Sample; 8] = [
         ]),
     }),
     sample!("retry", "llm", {
-        after: &[],
-        sabotage: Sabotage::None,
         attempts: Some(2),
         expected: Expected::Output(&[("/content", Is::Json("\"Welcome, Ada, and take your time!\""))]),
     }),
     sample!("invalid", "tool", {
-        after: &[],
-        sabotage: Sabotage::None,
-        attempts: None,
         expected: Expected::Failure { category: "validation", code: "unknown_name" },
+    }),
+    sample!("approval", "agent", {
+        asks: true,
+        expected: Expected::Output(&[
+            ("/tool_calls", Is::Json("1")),
+            // The call that was agreed to was made, and made once.
+            ("/result", Is::Saying("\"effects\":1")),
+            ("/result", Is::Saying("\"calls\":1")),
+        ]),
     }),
     sample!("chain", "llm", {
         after: &["tool", "llm"],
-        sabotage: Sabotage::None,
-        attempts: None,
         expected: Expected::Output(&[
             ("/content", Is::Saying("the order of 78 euros")),
             ("/content", Is::Saying("one leg is a little scratched")),
@@ -130,7 +140,6 @@ pub const SAMPLES: [Sample; 8] = [
     sample!("takeover", "agent", {
         after: CALM,
         sabotage: Sabotage::OnceInATool,
-        attempts: None,
         expected: Expected::Output(&[
             ("/tool_calls", Is::Json("2")),
             ("/result", Is::Saying("parcel P-17 is at the door")),
@@ -139,10 +148,14 @@ pub const SAMPLES: [Sample; 8] = [
     sample!("poison", "tool", {
         after: &["takeover"],
         sabotage: Sabotage::AtEveryStart,
-        attempts: None,
         expected: Expected::Failure { category: "poison", code: "max_crashes" },
     }),
 ];
+
+/// Whether a node waits for a person whose part this run plays.
+pub fn asks(graph: &str, node: &str) -> bool {
+    SAMPLES.iter().any(|sample| graph == GRAPH && sample.name == node && sample.asks)
+}
 
 /// What happens to the workers of a node, whoever submitted it.
 pub fn sabotage_of(graph: &str, node: &str) -> Sabotage {

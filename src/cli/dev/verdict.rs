@@ -7,6 +7,11 @@ use crate::cli::dev::scenario::{Expected, Is, Sabotage, Sample};
 use crate::clients::redis::{DeadLetter, StreamStats};
 use crate::domain::event::EventType;
 
+/// Who decides in this run.
+pub const PERSON: &str = "the demo";
+/// Milliseconds that the person thinks about it.
+pub const MOMENT: u64 = 1000;
+
 /// What is in Redis at the end.
 #[derive(Debug)]
 pub struct Leftovers<'a> {
@@ -57,6 +62,19 @@ fn judge(sample: &Sample, run: &Run, scripted: bool, differs: &mut impl FnMut(St
     }
     if exact && run.mode.as_deref() != Some(sample.mode) {
         differs(format!("it ran in mode {:?} instead of {:?}", run.mode.as_deref().unwrap_or("none"), sample.mode));
+    }
+    if sample.asks && exact {
+        let by = |decision: &Value| decision.get("by").and_then(Value::as_str) == Some(PERSON);
+        match run.asked {
+            None => differs(String::from("it did not wait for a person")),
+            Some(_) if !ending.decisions.iter().any(by) => {
+                differs(String::from("it ended without the word of a person"))
+            }
+            Some(asked) if ending.at < asked + MOMENT => {
+                differs(format!("it ended {} ms after it had asked, before anybody agreed", ending.at - asked))
+            }
+            Some(_) => {}
+        }
     }
     let deaths = run.kills();
     match sample.sabotage {
@@ -153,6 +171,7 @@ mod tests {
         mode: "tool",
         after: &[],
         sabotage: Sabotage::None,
+        asks: false,
         attempts: Some(1),
         expected: Expected::Output(&[("/sum", Is::Json("42")), ("/text", Is::Saying("forty"))]),
     };
@@ -174,7 +193,17 @@ mod tests {
             mode: Some(String::from("tool")),
             since: 0,
             deliveries: Vec::new(),
-            endings: vec![Ending { kind, data, worker: String::from("w"), attempts: 1, resumed: None, at: 1 }],
+            asked: None,
+            waits: false,
+            endings: vec![Ending {
+                kind,
+                data,
+                worker: String::from("w"),
+                attempts: 1,
+                resumed: None,
+                decisions: Vec::new(),
+                at: 1,
+            }],
         }
     }
 
@@ -236,6 +265,19 @@ mod tests {
         assert_eq!(judge(&poisoned(3), &[letter(2)]).len(), 1);
         assert_eq!(judge(&poisoned(3), &[letter(3), letter(3)]), ["there are 2 dead letters instead of 1"]);
         assert_eq!(judge(&good(), &[letter(3)])[0], "poison: it completed instead of failing as poison");
+    }
+
+    #[test]
+    fn a_node_that_asks_has_to_wait_for_a_persons_word() {
+        let sample = Sample { asks: true, ..PLAIN };
+        assert_eq!(of(&sample, &good()), ["plain: it did not wait for a person"]);
+        let mut asked = Run { asked: Some(1000), ..good() };
+        asked.endings[0].at = 2500;
+        assert_eq!(of(&sample, &asked), ["plain: it ended without the word of a person"]);
+        asked.endings[0].decisions = vec![json!({"by": PERSON})];
+        assert_eq!(of(&sample, &asked), [""; 0]);
+        asked.endings[0].at = 1200;
+        assert!(of(&sample, &asked)[0].contains("200 ms"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! `{prefix}waits`: for each open question graph, node and run, a line each, so that it is found by its name alone; it
 //! may lag behind, and the journal decides. Stream `{prefix}waits:audit`: what was decided.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ use crate::clients::redis::reply;
 use crate::clients::redis::script::Script;
 use crate::clients::redis::settle::{self, Answer, Settled, Turns, WriteNode};
 use crate::clients::redis::stream::RawEntry;
-use crate::clients::redis::{layout, lease, record};
+use crate::clients::redis::{fields, layout, lease, record};
 use crate::config::Config;
 use crate::domain::event::{Event, EventType, Subject};
 use crate::domain::ids::{GraphId, NodeId, RunId};
@@ -46,6 +47,8 @@ static DECIDE: LazyLock<Script> =
 const JUDGED: usize = 8;
 /// Questions that one look takes.
 const PAGE: usize = 500;
+/// Pages of the audit in which an answer is looked for.
+const AUDIT_PAGES: usize = 10;
 
 /// A question that may be open, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -369,12 +372,62 @@ impl WaitingRoom {
         Ok(found)
     }
 
-    /// Lets a waiting node be due at once.
-    pub async fn wake(&self, ask: &Ask) -> Result<(), RedisError> {
-        let Some((stream, first)) = ask.origin() else { return Ok(()) };
-        let mut command = redis::cmd("ZADD");
-        command.arg(self.keys.parked(stream)).arg("XX").arg(0).arg(first);
-        self.link.query(&command).await.map(drop)
+    /// Questions that are open, some at a time, as [`Self::page`] finds them. The index is mended on the way.
+    pub async fn open(&self, from: u64) -> Result<(u64, Vec<Ask>), RedisError> {
+        let (next, page) = self.page(from).await?;
+        let (mut asks, mut gone) = (Vec::with_capacity(page.len()), Vec::new());
+        for (open, asked) in page.iter().zip(self.look(&page).await?) {
+            match asked {
+                Some(Asked { ask, said: None }) => asks.push(ask),
+                Some(_) | None => gone.push(open.wait_id.clone()),
+            }
+        }
+        self.forget(&gone).await?;
+        Ok((next, asks))
+    }
+
+    /// What the audit says of a question that is not open any more, if it was answered lately.
+    pub async fn audited(&self, wait: &WaitId) -> Result<Option<Value>, RedisError> {
+        let what = "the audit of decisions";
+        let mut end = String::from("+");
+        for _ in 0..AUDIT_PAGES {
+            let mut command = redis::cmd("XREVRANGE");
+            command.arg(self.keys.audit()).arg(&end).arg("-").arg("COUNT").arg(PAGE);
+            let entries = reply::list(self.link.query(&command).await?, what)?;
+            let full = entries.len() == PAGE;
+            for entry in entries {
+                let (id, fields) = fields::entry(entry)?;
+                let line: Value = serde_json::from_slice(&fields.data.unwrap_or_default()).unwrap_or_default();
+                if line["wait_id"] == wait.as_str() {
+                    return Ok(Some(line));
+                }
+                end = format!("({id}");
+            }
+            if !full {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lets the waiting nodes of a graph be due at once, or one of them. Gives their number.
+    pub async fn wake(&self, graph: &GraphId, node: Option<&NodeId>) -> Result<usize, RedisError> {
+        let (mut from, mut woken) = (0, BTreeSet::new());
+        loop {
+            let (next, mut page) = self.page(from).await?;
+            page.retain(|open| open.graph_id == *graph && node.is_none_or(|node| open.node_id == *node));
+            for asked in self.look(&page).await?.into_iter().flatten() {
+                let Some((stream, first)) = asked.ask.origin() else { continue };
+                let mut command = redis::cmd("ZADD");
+                command.arg(self.keys.parked(stream)).arg("XX").arg(0).arg(first);
+                self.link.query(&command).await?;
+                woken.insert(asked.ask.work_id);
+            }
+            from = next;
+            if from == 0 {
+                return Ok(woken.len());
+            }
+        }
     }
 }
 
