@@ -217,6 +217,8 @@ pub struct Wanted {
     pub all_nodes: bool,
     /// The node's own configuration out of the graph, when the item has none.
     pub config: bool,
+    /// A conversation of the graph by its name.
+    pub session: Option<String>,
 }
 
 /// What opening a run found.

@@ -123,6 +123,7 @@ mod tests {
             write_state: true,
             letter: None,
             blob: None,
+            session: None,
         })
     }
 

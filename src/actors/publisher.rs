@@ -183,6 +183,7 @@ impl PublisherDeps {
         };
         let mut settlement = settlement(&delivery, written, letter, failure);
         settlement.blob = blob.map(LargeOutput::new);
+        settlement.session = report.session.take();
         failpoint::reach(Point::BeforeSettle);
         custody.settling();
         let settle = || failpoint::sent(Point::SettleSent, self.settler.settle(&settlement));
@@ -461,5 +462,6 @@ fn settlement(
         write_state,
         letter,
         blob: None,
+        session: None,
     }
 }

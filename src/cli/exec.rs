@@ -1,5 +1,6 @@
 //! `exec`: one node, here and now, with no Redis: the item from a file, the state from another, the output to stdout.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -204,6 +205,7 @@ struct Document {
     inputs: Map<String, Value>,
     node_states: indexmap::IndexMap<String, NodeView>,
     status: Option<String>,
+    sessions: HashMap<String, Box<RawValue>>,
 }
 
 impl Document {
@@ -213,8 +215,9 @@ impl Document {
             .map_err(|error| anyhow::anyhow!("{} is not a state document: {error}", path.display()))
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot { inputs: self.inputs.clone(), nodes: self.node_states.clone() }
+    fn snapshot(&self, wanted: &Wanted) -> Snapshot {
+        let session = wanted.session.as_ref().and_then(|name| self.sessions.get(name)).cloned();
+        Snapshot { inputs: self.inputs.clone(), nodes: self.node_states.clone(), session }
     }
 
     fn config(&self, node: &str) -> Option<String> {
@@ -230,17 +233,17 @@ impl Document {
 struct FileStore(Document);
 
 impl Store for FileStore {
-    async fn open(&self, delivery: &Arc<Delivery>, _: &Wanted) -> Result<Opened, Failure> {
+    async fn open(&self, delivery: &Arc<Delivery>, wanted: &Wanted) -> Result<Opened, Failure> {
         Ok(Opened::Ready {
-            snapshot: self.0.snapshot(),
+            snapshot: self.0.snapshot(wanted),
             config: self.0.config(delivery.item.node_id.as_str()),
             status: self.0.status.clone(),
             journal: Vec::new(),
         })
     }
 
-    async fn read(&self, _: &GraphId, _: &Wanted) -> Result<Snapshot, Failure> {
-        Ok(self.0.snapshot())
+    async fn read(&self, _: &GraphId, wanted: &Wanted) -> Result<Snapshot, Failure> {
+        Ok(self.0.snapshot(wanted))
     }
 
     async fn blob(&self, _: &GraphId, node: &str, blob: &BlobRef) -> Result<Option<Box<RawValue>>, Failure> {

@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod price;
 pub mod rate;
 pub mod republish;
+pub mod session;
 pub mod settlement;
 pub mod state;
 pub mod tool;

@@ -55,6 +55,8 @@ pub struct NodeConfig {
     pub attachments: Option<Value>,
     /// The JSON Schema that the answer must satisfy.
     pub output_schema: Option<Value>,
+    /// agent, llm: the conversation of the graph that the node goes on with and leaves behind.
+    pub session: Option<String>,
     /// Budgets.
     pub limits: Limits,
     /// agent, tool: calls that want a person's word first: names of tools, or objects of `tool` and `when`.
@@ -223,6 +225,7 @@ const NODE_MEMBERS: &[&str] = &[
     "attachments",
     "llm_config",
     "output_schema",
+    "session",
     "limits",
     "approve",
     "wait",

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::message::Usage;
 use crate::domain::node::Mode;
+use crate::domain::session::Session;
 use crate::domain::wait::Ask;
 use crate::retry::Retry;
 
@@ -239,6 +240,8 @@ pub struct Report {
     pub resumed: Option<Resumed>,
     /// What others decided about it, in few words.
     pub decisions: Vec<Value>,
+    /// The conversation that a completed node leaves to later ones.
+    pub session: Option<Session>,
 }
 
 impl Report {
@@ -251,6 +254,7 @@ impl Report {
             warnings: Vec::new(),
             resumed: None,
             decisions: Vec::new(),
+            session: None,
         }
     }
 }

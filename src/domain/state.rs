@@ -109,4 +109,6 @@ pub struct Snapshot {
     pub inputs: Map<String, Value>,
     /// The nodes that templates may name, as far as they were read; a node that does not exist is absent.
     pub nodes: IndexMap<String, NodeView>,
+    /// The conversation that was asked for, if the graph has it.
+    pub session: Option<Box<RawValue>>,
 }

@@ -104,7 +104,7 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask)
     let toolbox = Toolbox::new(tools);
     let output_schema = rules.schema.as_ref().map(|schema| Arc::clone(&schema.source));
     let mut brief = Brief { settings, system, tools: Arc::from([]), output_schema };
-    let mut dialogue = Dialogue::new(task, attachments.blocks()?, rules);
+    let mut dialogue = Dialogue::new(execution.before.clone(), task, attachments.blocks()?, rules);
     let mut next = dialogue.begin();
     loop {
         next = match next {
@@ -124,7 +124,11 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask)
                 let results = toolbox.call_all(execution, dialogue.iterations(), uses).await?;
                 dialogue.answered(results)
             }
-            Move::Finish(answer) => return Ok(output(execution, dialogue.iterations(), answer)),
+            Move::Finish(answer) => {
+                let output = output(execution, dialogue.iterations(), answer);
+                execution.ledger.said.replace(dialogue.into_turns());
+                return Ok(output);
+            }
             Move::Fail(failure) => return Err(failure),
         }
     }

@@ -102,12 +102,14 @@ pub(super) struct Dialogue {
 }
 
 impl Dialogue {
-    /// A conversation that begins with what we say.
-    pub fn new(prompt: String, attachments: Vec<Value>, rules: Rules) -> Self {
+    /// A conversation that goes on with what we say, after what was said before.
+    pub fn new(before: Conversation, prompt: String, attachments: Vec<Value>, rules: Rules) -> Self {
         let tool_uses = rules.agent.map_or(0, |agent| agent.calls_before);
+        let mut turns = before;
+        turns.push(Arc::new(said(prompt, attachments)));
         Self {
             rules,
-            turns: vec![Arc::new(said(prompt, attachments))],
+            turns,
             iterations: 0,
             tokens: 0,
             tool_uses,
@@ -128,6 +130,11 @@ impl Dialogue {
     /// The conversation so far.
     pub fn turns(&self) -> &Conversation {
         &self.turns
+    }
+
+    /// The conversation, when it is over.
+    pub fn into_turns(self) -> Conversation {
+        self.turns
     }
 
     /// The provider that had the last turn, by its configured name.

@@ -16,9 +16,10 @@ use crate::config::UnknownOutcome;
 use crate::domain::delta::Deltas;
 use crate::domain::event::EventType;
 use crate::domain::journal::{CallId, Class, Start};
-use crate::domain::message::{Completion, Usage};
+use crate::domain::message::{Completion, Conversation, Usage};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
+use crate::domain::session::Session;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::wait::{Ask, WaitId};
 use crate::domain::work::Delivery;
@@ -49,6 +50,9 @@ pub(super) struct Ledger {
     pub warnings: RefCell<Vec<String>>,
     pub resumed: Cell<Option<Resumed>>,
     pub waits: Waits,
+    /// The conversation as it ended.
+    pub said: RefCell<Conversation>,
+    pub session: RefCell<Option<Session>>,
     /// What others decided, in few words.
     pub decisions: RefCell<Vec<Value>>,
 }
@@ -135,6 +139,8 @@ pub(super) struct Execution<'a, P> {
     pub budget: Budget,
     pub deadline: Instant,
     pub approvals: Approvals,
+    /// What earlier nodes said with the model, which this one goes on with.
+    pub before: Conversation,
 }
 
 impl<P: Ports> Execution<'_, P> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::domain::message::Conversation;
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
 use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
@@ -93,7 +94,8 @@ pub(super) fn output_schema(config: &NodeConfig, llm: &LlmConfig) -> Result<Opti
 
 /// Runs the node to its output.
 pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: LlmTask) -> Result<Value, Failure> {
-    let answer = complete(execution, task).await?;
+    let (answer, said) = complete(execution, execution.before.clone(), task).await?;
+    execution.ledger.said.replace(said);
     let mut output = json!({ "content": answer.text });
     if let Some(parsed) = answer.parsed {
         output["parsed"] = parsed;
@@ -107,8 +109,12 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: LlmTask) -
     Ok(output)
 }
 
-/// Asks a model without tools until it has answered.
-pub(super) async fn complete<P: Ports>(execution: &Execution<'_, P>, task: LlmTask) -> Result<Answer, Failure> {
+/// Asks a model without tools until it has answered, after what was said `before`; gives the conversation as well.
+pub(super) async fn complete<P: Ports>(
+    execution: &Execution<'_, P>,
+    before: Conversation,
+    task: LlmTask,
+) -> Result<(Answer, Conversation), Failure> {
     let brief = Brief {
         settings: task.settings,
         system: task.system,
@@ -116,7 +122,7 @@ pub(super) async fn complete<P: Ports>(execution: &Execution<'_, P>, task: LlmTa
         output_schema: task.schema.as_ref().map(|schema| Arc::clone(&schema.source)),
     };
     let rules = Rules { schema: task.schema, ..Rules::default() };
-    let mut dialogue = Dialogue::new(task.prompt, task.attachments.blocks()?, rules);
+    let mut dialogue = Dialogue::new(before, task.prompt, task.attachments.blocks()?, rules);
     let mut next = dialogue.begin();
     loop {
         next = match next {
@@ -133,7 +139,7 @@ pub(super) async fn complete<P: Ports>(execution: &Execution<'_, P>, task: LlmTa
             Move::Finish(mut answer) => {
                 execution.ledger.partial.replace(None);
                 execution.ledger.warn(std::mem::take(&mut answer.warnings));
-                return Ok(answer);
+                return Ok((answer, dialogue.into_turns()));
             }
             Move::Fail(failure) => return Err(failure),
         }

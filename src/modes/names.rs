@@ -35,6 +35,7 @@ impl Names {
             nodes: if self.all_nodes { Vec::new() } else { nodes },
             all_nodes: self.all_nodes,
             config: false,
+            session: None,
         }
     }
 

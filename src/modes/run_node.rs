@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -17,6 +17,7 @@ use crate::domain::cancel::{CANCELLED_STATUS, CancelOrder, CancelScope};
 use crate::domain::event::EventType;
 use crate::domain::node::{Mode, NodeConfig};
 use crate::domain::outcome::{Failure, Outcome, Parking, Report, Resumed, Waiting};
+use crate::domain::session::Session;
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::work::{Delivery, WorkItem};
 use crate::failpoint::{self, Point};
@@ -73,6 +74,7 @@ pub async fn run_node<P: Ports>(
         warnings: ledger.warnings.take(),
         resumed: ledger.resumed.get(),
         decisions: ledger.decisions.take(),
+        session: ledger.session.take(),
     }
 }
 
@@ -108,7 +110,7 @@ impl<P: Ports> NodeRun<'_, P> {
         // A configuration that cannot be read fails only after the opening: the run may be somebody else's.
         let planned = item.config.as_ref().map(|config| self.plan(config.get()));
         let wanted = match &planned {
-            Some(Ok(plan)) => plan.names().wanted(item),
+            Some(Ok(plan)) => plan.wanted(item),
             Some(Err(_)) => Wanted::default(),
             None => Wanted { config: true, inputs: true, ..Wanted::default() },
         };
@@ -183,10 +185,11 @@ impl<P: Ports> NodeRun<'_, P> {
 
     /// Reads the nodes that a configuration out of the graph names; the inputs came with it.
     async fn read_nodes(&self, plan: &Plan, snapshot: &mut Snapshot) -> Result<(), Failure> {
-        let wanted = Wanted { inputs: false, ..plan.names().wanted(&self.delivery.item) };
+        let wanted = Wanted { inputs: false, ..plan.wanted(&self.delivery.item) };
         if wanted != Wanted::default() {
             let graph = &self.delivery.item.graph_id;
-            snapshot.nodes = self.store_step(|| self.ports.store().read(graph, &wanted)).await?.nodes;
+            let read = self.store_step(|| self.ports.store().read(graph, &wanted)).await?;
+            (snapshot.nodes, snapshot.session) = (read.nodes, read.session);
         }
         Ok(())
     }
@@ -200,15 +203,23 @@ impl<P: Ports> NodeRun<'_, P> {
         earlier: Earlier,
     ) -> Result<Outcome, Failure> {
         let (policy, budget) = (plan.policy, plan.budget);
+        let session = plan.session.clone();
         let mut snapshot = self.completed(snapshot);
         self.fetch_large(&plan, &mut snapshot).await?;
+        let kept = snapshot.session.take();
+        let before = match (&session, &kept) {
+            (Some(name), Some(kept)) => Session::turns(name, kept)?,
+            _ => Vec::new(),
+        };
         let (task, output_mapping, approvals) = match self.put_in(plan, snapshot) {
             Ok(rendered) => rendered,
             Err((error, inputs)) => return Err(self.explain(error, inputs).await),
         };
         let Self { ports, settings, delivery, cancel, ledger, .. } = *self;
         let desk = Desk { ports, delivery, cancel, ledger, deadline, entry_limit: settings.entry_limit() };
-        let subject = Subject { config, rendered: task.texts().map(digest) };
+        let kept = kept.as_deref().map(RawValue::get);
+        let rendered = task.texts().map(|texts| digest(texts.into_iter().chain(kept)));
+        let subject = Subject { config, rendered };
         let logbook = Logbook::open(desk, subject, earlier, self.started_at)?;
         if let Some(resumed) = logbook.resumed() {
             let Resumed { turns, tool_calls } = resumed;
@@ -216,15 +227,43 @@ impl<P: Ports> NodeRun<'_, P> {
             tracing::info!(turns, tool_calls, "going on where an earlier worker ended");
             ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
         }
-        let execution =
-            Execution { ports, settings, delivery, ledger, logbook: &logbook, policy, budget, deadline, approvals };
+        let execution = Execution {
+            ports,
+            settings,
+            delivery,
+            ledger,
+            logbook: &logbook,
+            policy,
+            budget,
+            deadline,
+            approvals,
+            before,
+        };
         // Each on the heap: a node that waits needs no room for the modes that it is not in.
         let output = match task {
             Task::Agent(task) => Box::pin(agent::run(&execution, task)).await?,
             Task::Llm(task) => Box::pin(llm::run(&execution, task)).await?,
             Task::Tool(task) => Box::pin(tool::run(&execution, task)).await?,
         };
+        if let Some(name) = session {
+            self.leave(&name);
+        }
         finished(&output, &output_mapping, self.settings.output_limit)
+    }
+
+    /// Leaves the conversation to later nodes.
+    fn leave(&self, name: &str) {
+        let item = &self.delivery.item;
+        let session = Session::new(name, &item.node_id, &item.run_id, &self.ledger.said.take());
+        let (bytes, limit) = (session.json.len(), self.settings.output_limit);
+        if bytes <= limit {
+            self.ledger.session.replace(Some(session));
+        } else {
+            // What the node was for is done; the next one finds the conversation as it was before this one.
+            self.ledger.warn([format!(
+                "session `{name}` was not kept: it would have {bytes} bytes, and `limits.output` allows {limit}"
+            )]);
+        }
     }
 
     /// Fetches the outputs that templates name and that are stored by themselves.
@@ -268,7 +307,7 @@ impl<P: Ports> NodeRun<'_, P> {
     /// The state with the item's inputs laid over it, and its node states where the state has none.
     fn completed(&self, snapshot: Snapshot) -> Snapshot {
         let item = &self.delivery.item;
-        let Snapshot { mut inputs, mut nodes } = snapshot;
+        let Snapshot { mut inputs, mut nodes, session } = snapshot;
         if let Some(brought) = &item.inputs {
             inputs.extend(brought.iter().map(|(name, value)| (name.clone(), value.clone())));
         }
@@ -279,7 +318,7 @@ impl<P: Ports> NodeRun<'_, P> {
                 nodes.insert(id.clone(), view);
             }
         }
-        Snapshot { inputs, nodes }
+        Snapshot { inputs, nodes, session }
     }
 
     async fn explain(&self, error: TemplateError, inputs: Vec<String>) -> Failure {
@@ -316,6 +355,7 @@ fn missing_config(item: &WorkItem) -> Failure {
 /// A node's configuration, read.
 struct Plan {
     work: Work,
+    session: Option<String>,
     input_mapping: Vec<(String, ValueTemplate)>,
     output_mapping: OutputMapping,
     policy: RetryPolicy,
@@ -357,8 +397,18 @@ impl Plan {
             Mode::Llm => Work::Llm(LlmPlan::compile(config)?),
             Mode::Tool => Work::Tool(ToolPlan::compile(config)?),
         };
+        if let Some(name) = &config.session {
+            Session::check_name(name)?;
+            if matches!(work, Work::Tool(_)) {
+                return Err(Failure::configuration(
+                    "invalid_config",
+                    "`session` keeps a conversation, which a node in tool mode has not; remove it",
+                ));
+            }
+        }
         Ok(Self {
             work,
+            session: config.session.clone(),
             input_mapping: ValueTemplate::members(&config.input_mapping).map_err(TemplateError::alone)?,
             output_mapping: OutputMapping::compile(&config.output_mapping)?,
             policy: RetryPolicy {
@@ -378,6 +428,11 @@ impl Plan {
             Work::Llm(_) => Mode::Llm,
             Work::Tool(_) => Mode::Tool,
         }
+    }
+
+    /// What has to be read of the state.
+    fn wanted(&self, item: &WorkItem) -> Wanted {
+        Wanted { session: self.session.clone(), ..self.names().wanted(item) }
     }
 
     fn names(&self) -> Names {

@@ -139,6 +139,8 @@ pub struct Script {
     store_failures: RefCell<VecDeque<Failure>>,
     /// What was asked of the store.
     pub wanted: RefCell<Vec<Wanted>>,
+    /// Conversations of the graph by name, JSON.
+    pub sessions: RefCell<HashMap<String, String>>,
     blobs: HashMap<String, Option<Value>>,
     /// Nodes whose large outputs were fetched.
     pub fetched: RefCell<Vec<String>>,
@@ -293,7 +295,9 @@ impl Script {
             .filter(|(id, _)| wanted.all_nodes || wanted.nodes.contains(id))
             .map(|(id, state)| (id.clone(), serde_json::from_value::<NodeView>(state.clone()).expect("a node state")));
         let inputs = if wanted.inputs { self.inputs.as_object().cloned() } else { None };
-        Snapshot { inputs: inputs.unwrap_or_default(), nodes: nodes.collect() }
+        let session = wanted.session.as_ref().and_then(|name| self.sessions.borrow().get(name).cloned());
+        let session = session.map(|json| RawValue::from_string(json).expect("a session is JSON"));
+        Snapshot { inputs: inputs.unwrap_or_default(), nodes: nodes.collect(), session }
     }
 }
 

@@ -226,7 +226,7 @@ async fn extracted<P: Ports>(
         settings: extract.settings,
         schema: Some(schema),
     };
-    let answer = llm::complete(execution, task).await?;
+    let (answer, _) = llm::complete(execution, Vec::new(), task).await?;
     match answer.parsed {
         Some(Value::Object(mut arguments)) => {
             arguments.extend(given);

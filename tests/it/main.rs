@@ -30,6 +30,7 @@ mod reconcile;
 mod redis_trouble;
 mod retries;
 mod scripts;
+mod session;
 mod shutdown;
 mod status;
 mod supervision;

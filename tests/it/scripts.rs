@@ -231,6 +231,7 @@ fn settlement(delivery: &Arc<Delivery>) -> Settlement {
         write_state: true,
         letter: None,
         blob: None,
+        session: None,
     }
 }
 

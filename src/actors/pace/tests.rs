@@ -46,6 +46,7 @@ fn completion(input: u64, output: u64, cached: u64) -> Result<Completion, LlmErr
         usage,
         request_id: None,
         warnings: Vec::new(),
+        shortened: 0,
     })
 }
 

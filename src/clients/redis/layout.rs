@@ -10,6 +10,11 @@ use crate::ports::Wanted;
 
 /// What the fields of nodes begin with in the hash layout.
 pub(super) const NODE: &str = "node:";
+/// What the fields of conversations begin with in the hash layout.
+pub(super) const SESSION: &str = "session:";
+/// The members of a document that hold them.
+const NODE_STATES: &str = "node_states";
+const SESSIONS: &str = "sessions";
 
 /// Where a state cannot be read, and why. The words never contain what the state holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +58,7 @@ pub(super) fn hash_fields(wanted: &Wanted) -> Option<Vec<String>> {
     if wanted.all_nodes {
         return None;
     }
-    let mut fields = Vec::with_capacity(wanted.nodes.len() + 3);
+    let mut fields = Vec::with_capacity(wanted.nodes.len() + 4);
     fields.push(String::from("status"));
     if wanted.inputs {
         fields.push(String::from("inputs"));
@@ -62,6 +67,7 @@ pub(super) fn hash_fields(wanted: &Wanted) -> Option<Vec<String>> {
         fields.push(String::from("graph"));
     }
     fields.extend(wanted.nodes.iter().map(|node| format!("{NODE}{node}")));
+    fields.extend(wanted.session.iter().map(|session| format!("{SESSION}{session}")));
     Some(fields)
 }
 
@@ -80,6 +86,10 @@ pub(super) fn read_hash<'a>(
             _ => {
                 if let Some(id) = field.strip_prefix(NODE) {
                     found.snapshot.nodes.insert(String::from(id), decode::<NodeView>(value, field)?);
+                } else if let Some(name) = field.strip_prefix(SESSION)
+                    && wanted.session.as_deref() == Some(name)
+                {
+                    found.snapshot.session = Some(decode(value, field)?);
                 }
             }
         }
@@ -98,6 +108,8 @@ struct Document<'a> {
     graph: Option<&'a RawValue>,
     #[serde(borrow, default)]
     node_states: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    sessions: Option<&'a RawValue>,
 }
 
 /// Reads a document. `node` is the one whose configuration may be wanted.
@@ -116,12 +128,16 @@ pub(super) fn read_document(document: &[u8], wanted: &Wanted, node: &str) -> Res
     }
     if let (true, Some(states)) = (wanted.all_nodes || !wanted.nodes.is_empty(), present(document.node_states)) {
         let members =
-            members(states.get(), "node_states", |id| wanted.all_nodes || wanted.nodes.iter().any(|node| node == id))?;
+            members(states.get(), NODE_STATES, |id| wanted.all_nodes || wanted.nodes.iter().any(|node| node == id))?;
         for (id, state) in members {
             let view = serde_json::from_str(state.get())
                 .map_err(|error| Corrupt::json(format!("node_states.{id}"), &error))?;
             found.snapshot.nodes.insert(id, view);
         }
+    }
+    if let (Some(name), Some(sessions)) = (&wanted.session, present(document.sessions)) {
+        let session = members(sessions.get(), SESSIONS, |session| session == name)?.pop();
+        found.snapshot.session = session.and_then(|(_, session)| present(Some(session)).map(ToOwned::to_owned));
     }
     Ok(found)
 }
@@ -140,7 +156,7 @@ pub(super) fn document_node_states(document: &[u8]) -> Result<Vec<(String, Strin
     let text = utf8(document, "the document")?;
     let document: Document<'_> = serde_json::from_str(text).map_err(|error| Corrupt::json("the document", &error))?;
     let Some(states) = present(document.node_states) else { return Ok(Vec::new()) };
-    let states = members(states.get(), "node_states", |_| true)?.into_iter();
+    let states = members(states.get(), NODE_STATES, |_| true)?.into_iter();
     Ok(states.map(|(id, state)| (id, String::from(state.get()))).collect())
 }
 
@@ -150,7 +166,7 @@ pub(super) fn document_node_ids(document: &[u8]) -> Result<Vec<String>, Corrupt>
     let document: Document<'_> = serde_json::from_str(text).map_err(|error| Corrupt::json("the document", &error))?;
     let mut ids = Vec::new();
     if let Some(states) = present(document.node_states) {
-        ids.extend(members(states.get(), "node_states", |_| true)?.into_iter().map(|(id, _)| id));
+        ids.extend(members(states.get(), NODE_STATES, |_| true)?.into_iter().map(|(id, _)| id));
     }
     if let Some(graph) = present(document.graph) {
         ids.extend(graph_node_ids(graph.get(), "graph")?);
@@ -174,16 +190,25 @@ pub(super) fn graph_node_ids(graph: &str, field: &str) -> Result<Vec<String>, Co
 
 /// The document with `state` as the state of `node`; every other byte stays.
 pub(super) fn replace_node_state(document: &str, node: &str, state: &str) -> Result<String, Corrupt> {
-    let outer = "the document";
-    let states = members(document, outer, |name| name == "node_states")?.pop();
-    let (range, with) = match states.map(|(_, states)| states) {
-        None => insertion(document, document, "node_states", &format!("{{{}:{state}}}", quoted(node))),
-        Some(states) if states.get() == "null" => {
-            (place(document, states.get()), format!("{{{}:{state}}}", quoted(node)))
+    replace(document, NODE_STATES, node, state)
+}
+
+/// The document with `json` as the conversation of this name; every other byte stays.
+pub(super) fn replace_session(document: &str, name: &str, json: &str) -> Result<String, Corrupt> {
+    replace(document, SESSIONS, name, json)
+}
+
+/// The document with `value` under `name` in the object that is its `member`.
+fn replace(document: &str, member: &str, name: &str, value: &str) -> Result<String, Corrupt> {
+    let object = members(document, "the document", |other| other == member)?.pop();
+    let (range, with) = match object.map(|(_, object)| object) {
+        None => insertion(document, document, member, &format!("{{{}:{value}}}", quoted(name))),
+        Some(object) if object.get() == "null" => {
+            (place(document, object.get()), format!("{{{}:{value}}}", quoted(name)))
         }
-        Some(states) => match members(states.get(), "node_states", |id| id == node)?.pop() {
-            Some((_, old)) => (place(document, old.get()), String::from(state)),
-            None => insertion(document, states.get(), node, state),
+        Some(object) => match members(object.get(), member, |other| other == name)?.pop() {
+            Some((_, old)) => (place(document, old.get()), String::from(value)),
+            None => insertion(document, object.get(), name, value),
         },
     };
     let mut replaced = String::with_capacity(document.len() + with.len());
@@ -265,6 +290,7 @@ mod tests {
             nodes: nodes.iter().map(|node| String::from(*node)).collect(),
             all_nodes: false,
             config: true,
+            session: None,
         }
     }
 
@@ -331,6 +357,28 @@ mod tests {
         );
         let text = "{\"node_states\":{\"\\u006e\":1}}";
         assert_eq!(put(text), r#"{"node_states":{"\u006e":{}}}"#, "an escaped name is the same name");
+    }
+
+    #[test]
+    fn a_conversation_is_read_by_its_name_in_either_layout() {
+        let named = |session: &str| Wanted { session: Some(String::from(session)), ..Wanted::default() };
+        assert_eq!(hash_fields(&named("a")).expect("not all"), ["status", "session:a"]);
+        let read = |found: Result<Found, Corrupt>| {
+            found.expect("well formed").snapshot.session.map(|session| String::from(session.get()))
+        };
+        let fields: [(&str, &[u8]); 2] = [("session:b", b"{ }"), ("session:a", b"{\"v\": 1}")];
+        assert_eq!(read(read_hash(fields, &named("a"), "n")).as_deref(), Some("{\"v\": 1}"));
+        let broken = read_hash([("session:a", &b"{"[..])], &named("a"), "n");
+        assert_eq!(broken.expect_err("cut off").field, "session:a");
+        assert_eq!(read(read_hash(fields, &Wanted::default(), "n")), None, "nobody asked");
+
+        let document = replace_session(r#"{"x": 1}"#, "a", "{\"v\":1}").expect("a document");
+        let document = replace_session(&document, "b", "null").expect("a document");
+        assert_eq!(document, r#"{"x": 1,"sessions":{"a":{"v":1},"b":null}}"#);
+        assert_eq!(read(read_document(document.as_bytes(), &named("a"), "n")).as_deref(), Some("{\"v\":1}"));
+        for absent in ["b", "c"] {
+            assert_eq!(read(read_document(document.as_bytes(), &named(absent), "n")), None);
+        }
     }
 
     #[test]

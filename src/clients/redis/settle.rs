@@ -20,6 +20,7 @@ use crate::clients::redis::{layout, lease, record};
 use crate::config::StateConfig;
 use crate::domain::event::EventType;
 use crate::domain::ids::GraphId;
+use crate::domain::session::Session;
 use crate::domain::work::{Delivery, WorkItem};
 use crate::retry::backoff;
 
@@ -68,6 +69,8 @@ pub struct Settlement {
     pub letter: Option<Letter>,
     /// The output that the texts only refer to; where it will stand is [`super::Blobs::key`].
     pub blob: Option<LargeOutput>,
+    /// The conversation that goes into the graph's state with it.
+    pub session: Option<Session>,
 }
 
 /// What a settlement came to.
@@ -143,6 +146,7 @@ impl Turns {
         keys: &Keys,
         item: &WorkItem,
         node_state: &str,
+        session: Option<&Session>,
         write: &impl WriteNode,
     ) -> Result<Answer, RedisError> {
         let mut answer = write.once(None).await?;
@@ -156,9 +160,12 @@ impl Turns {
             let Answer::Document(old) = answer else { return Ok(answer) };
             let unreadable = || Ok(Answer::Settled(Settled::WrongType { key: keys.state(&item.graph_id) }));
             let Ok(old) = std::str::from_utf8(&old) else { return unreadable() };
-            let Ok(new) = layout::replace_node_state(old, item.node_id.as_str(), node_state) else {
-                return unreadable();
-            };
+            let new = layout::replace_node_state(old, item.node_id.as_str(), node_state);
+            let new = new.and_then(|new| match session {
+                Some(session) => layout::replace_session(&new, &session.name, &session.json),
+                None => Ok(new),
+            });
+            let Ok(new) = new else { return unreadable() };
             if compare > 1 {
                 tokio::time::sleep(backoff(FIRST_WAIT, LONGEST_WAIT, compare - 1, fastrand::f64())).await;
             }
@@ -231,9 +238,9 @@ impl Settler {
     }
 
     async fn settle_by(&self, script: &Script, settlement: &Settlement) -> Result<Answer, RedisError> {
-        let Settlement { delivery, node_state_json, .. } = settlement;
+        let Settlement { delivery, node_state_json, session, .. } = settlement;
         let end = End { settler: self, script, settlement };
-        self.turns.write(&self.keys, &delivery.item, node_state_json, &end).await
+        self.turns.write(&self.keys, &delivery.item, node_state_json, session.as_ref(), &end).await
     }
 
     /// Moves an entry that cannot be understood to the dead letters.
@@ -265,7 +272,12 @@ impl Settler {
         let item = &delivery.item;
         let others = || self.streams.iter().filter(|stream| **stream != delivery.stream);
         let (old, new) = replace.unwrap_or_default();
-        let bytes = settlement.event_json.len() + settlement.node_state_json.len() + old.len() + new.len() + 1024;
+        let bytes = settlement.event_json.len()
+            + settlement.node_state_json.len()
+            + old.len()
+            + new.len()
+            + 1024
+            + settlement.session.as_ref().map_or(0, |session| session.json.len());
         let mut call = script.call(9 + others().count(), bytes);
         call.arg(&*delivery.stream)
             .arg(self.keys.state(&item.graph_id))
@@ -294,6 +306,10 @@ impl Settler {
             call.arg("").arg("");
         }
         call.arg(old).arg(new).arg(u8::from(settlement.blob.is_some()));
+        match &settlement.session {
+            Some(session) => call.arg(format!("{}{}", layout::SESSION, session.name)).arg(&session.json),
+            None => call.arg("").arg(""),
+        };
         if let Some(letter) = &settlement.letter {
             letter.write(&mut call);
         }

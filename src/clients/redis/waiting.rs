@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
 use crate::clients::redis::link::Link;
-use crate::clients::redis::parking::{Run, first_entry};
+use crate::clients::redis::parking::Run;
 use crate::clients::redis::reply;
 use crate::clients::redis::script::Script;
 use crate::clients::redis::settle::{self, Answer, Settled, Turns, WriteNode};
@@ -115,7 +115,7 @@ impl WaitingRoom {
         write_state: bool,
     ) -> Result<Settled, RedisError> {
         let wait = Wait { room: self, delivery, meta, waiting, written, write_state };
-        self.turns.write(&self.keys, &delivery.item, &written.node_json, &wait).await.map(Answer::settled)
+        self.turns.write(&self.keys, &delivery.item, &written.node_json, None, &wait).await.map(Answer::settled)
     }
 
     fn wait_call(&self, wait: &Wait<'_>, replace: Option<(&str, &str)>) -> redis::Cmd {
@@ -146,7 +146,7 @@ impl WaitingRoom {
             .arg(record::parked(delivery))
             .arg(&*record::line(&delivery.work_id))
             .arg(waiting.expires_at.as_millisecond())
-            .arg(first_entry(delivery))
+            .arg(delivery.meta.first_entry(&delivery.entry).as_str())
             .arg(serde_json::to_string(meta).expect("a meta has string keys"))
             .arg(&names);
         match waiting.until {

@@ -397,7 +397,10 @@ fn left_out(script: &Script) -> Vec<bool> {
         Turn::ToolResults(results) => Some(results.clone()),
         _ => None,
     });
-    results.flatten().map(|result| result.content[0]["type"] == "text").collect()
+    results
+        .flatten()
+        .map(|result| result.content[0]["text"].as_str().is_some_and(|text| text.contains("left out")))
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]

@@ -495,3 +495,47 @@ async fn a_call_that_was_waited_for_and_then_lost_with_its_worker_is_unknown() {
     let report = run_node(&second, &parking(), &Arc::new(taken_over), &Cancel::new()).await;
     assert_eq!(code(&report), ("permanent", "unknown_tool_outcome"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_goes_on_with_the_conversation_of_its_session_and_leaves_it_behind() {
+    let script =
+        Script::new().tool("echo", echo).model([says("Hello Ada"), wants(&[("echo", json!({}))]), says("Ada")]);
+    let first = script.run(json!({"llm_config": {"prompt": "I am Ada"}, "session": "chat"})).await;
+    let session = first.session.expect("a session");
+    assert_eq!(session.name, "chat");
+    script.sessions.borrow_mut().insert(String::from("chat"), session.json);
+    script.journal.written.borrow_mut().clear();
+    let agent = json!({"task": "Who am I?", "tools": ["*"], "llm_config": {}, "session": "chat"});
+    let second = script.run_item(json!({"config": agent, "run_id": "another"})).await;
+    assert_eq!(output(&second)["iterations"], 2, "turns of earlier nodes are not this one's");
+    let requests = script.requests.borrow();
+    assert_eq!(requests[1].turns.len(), 3, "{:?}", requests[1].turns);
+    assert!(script.wanted.borrow().iter().all(|wanted| wanted.session.as_deref() == Some("chat")));
+    let kept: Value = serde_json::from_str(&second.session.expect("a session").json).expect("JSON");
+    assert_eq!(kept["turns"].as_array().expect("turns").len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_needs_a_conversation_and_a_name() {
+    for (config, words) in [
+        (json!({"tool_name": "echo", "session": "chat"}), "tool mode"),
+        (json!({"llm_config": {"prompt": "p"}, "session": ""}), "empty"),
+    ] {
+        let report = echo_script().model([says("x")]).run(config).await;
+        assert_eq!(code(&report), ("configuration", "invalid_config"));
+        assert!(failure(&report).message.contains(words), "{}", failure(&report).message);
+        assert_eq!(report.session, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_too_large_is_not_kept_and_the_node_completes() {
+    let prompt = "p".repeat(settings().output_limit);
+    let report = Script::new().model([says("x")]).run(json!({"llm_config": {"prompt": prompt}, "session": "s"})).await;
+    assert_eq!((&output(&report)["content"], &report.session), (&json!("x"), &None));
+    assert!(
+        report.warnings.iter().any(|warning| warning.contains("session `s` was not kept")),
+        "{:?}",
+        report.warnings
+    );
+}

@@ -12,7 +12,13 @@ use serde_json::Value;
 use super::{ALL, ITEM, Worker, World};
 
 fn wanted() -> Wanted {
-    Wanted { inputs: true, nodes: vec![String::from("m"), String::from("absent")], all_nodes: false, config: true }
+    Wanted {
+        inputs: true,
+        nodes: vec![String::from("m"), String::from("absent")],
+        all_nodes: false,
+        config: true,
+        session: None,
+    }
 }
 
 fn ready(opened: Opened) -> (Snapshot, Option<String>, Option<String>) {

@@ -4,7 +4,8 @@
 -- ARGV  1 group, 2 entry, 3 consumer, 4 deliveries, 5 field of the run, 6 record of the done run, 7 work id,
 --       8 life in ms, 9 event, 10 node's field in the state ('' writes no state), 11 node state,
 --       12 document that was read, 13 document that replaces it (both '' if none was read),
---       14 '1' if an output was staged, 15… fields and values of a dead letter
+--       14 '1' if an output was staged, 15 field of a conversation in the state ('' for none), 16 conversation,
+--       17… fields and values of a dead letter
 -- Says  ok | gone | again | dup | lost | unstaged | {conflict, document} | {wrongtype, key}
 local run = redis.pcall('HMGET', KEYS[3], ARGV[5], 'seq')
 if not owned(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then
@@ -14,7 +15,7 @@ end
 -- Everything that could fail is looked at before the first write, for a script is not rolled back.
 local seq = not run.err and tonumber(run[2] or 0)
 if not seq then return {'wrongtype', KEYS[3]} end
-local letter = ARGV[15] ~= nil
+local letter = ARGV[17] ~= nil
 if letter then
   local kind = redis.call('TYPE', KEYS[7]).ok
   if kind ~= 'stream' and kind ~= 'none' then return {'wrongtype', KEYS[7]} end
@@ -23,7 +24,7 @@ if taken(run[1], ARGV[7], 10) then
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
   redis.call('XDEL', KEYS[1], ARGV[2])
   redis.pcall('HDEL', KEYS[6], ARGV[2])
-  if letter then redis.call('XADD', KEYS[7], '*', unpack(ARGV, 15)) end
+  if letter then redis.call('XADD', KEYS[7], '*', unpack(ARGV, 17)) end
   redis.call('UNLINK', KEYS[8])
   return 'dup'
 end
@@ -50,6 +51,7 @@ if ARGV[14] == '1' then redis.call('RENAME', KEYS[8], KEYS[9]) end
 if ARGV[4] ~= '1' or journal == 1 then redis.pcall('HDEL', KEYS[6], ARGV[2]) end
 if layout == 'hash' then
   redis.call('HSET', KEYS[2], ARGV[10], ARGV[11])
+  if ARGV[15] ~= '' then redis.call('HSET', KEYS[2], ARGV[15], ARGV[16]) end
   redis.call('PEXPIRE', KEYS[2], ARGV[8], 'GT')
 elseif layout == 'string' then
   redis.call('SET', KEYS[2], ARGV[13], 'KEEPTTL')
@@ -58,5 +60,5 @@ end
 seq = string.format('%.0f', seq + 1)
 record_run(KEYS[3], ARGV[8], ARGV[5], ARGV[6], seq)
 redis.call('XADD', KEYS[5], '*', 'data', ARGV[9], 'seq', seq)
-if letter then redis.call('XADD', KEYS[7], '*', unpack(ARGV, 15)) end
+if letter then redis.call('XADD', KEYS[7], '*', unpack(ARGV, 17)) end
 return layout == 'none' and 'gone' or 'ok'

@@ -28,6 +28,7 @@ impl Play<'_> {
             write_state: true,
             letter,
             blob: blob.map(LargeOutput::new),
+            session: None,
         }
     }
 
