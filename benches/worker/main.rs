@@ -10,6 +10,7 @@ mod process;
 mod redis_server;
 mod report;
 mod throughput;
+mod tools;
 mod waiting;
 mod workload;
 
@@ -38,6 +39,9 @@ struct Args {
     /// The program to measure, instead of the one that was built with this benchmark.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_executor-worker"))]
     worker: PathBuf,
+    /// Serves so many tools over stdin and stdout instead, for `tools`.
+    #[arg(long, hide = true)]
+    serve_tools: Option<usize>,
     /// What cargo says to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -51,11 +55,17 @@ enum Section {
     Idle,
     /// Many nodes that wait for HTTP.
     Waiting,
+    /// Nodes that use one tool of few and of many.
+    Tools,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let all = [Section::Idle, Section::Waiting, Section::Throughput];
+    if let Some(tools) = args.serve_tools {
+        tools::serve(tools);
+        return ExitCode::SUCCESS;
+    }
+    let all = [Section::Idle, Section::Waiting, Section::Tools, Section::Throughput];
     let sections = if args.sections.is_empty() { &all[..] } else { &args.sections };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let report = runtime.expect("a runtime on this thread can always be made").block_on(async {
@@ -64,6 +74,7 @@ fn main() -> ExitCode {
             match section {
                 Section::Idle => idle::measure(&mut report, &args.worker).await,
                 Section::Waiting => waiting::measure(&mut report, &args.worker, args.rounds).await,
+                Section::Tools => tools::measure(&mut report, &args.worker, args.rounds).await,
                 Section::Throughput => throughput::measure(&mut report, &args.worker, args.items, args.rounds).await,
             }
         }

@@ -38,6 +38,7 @@ use crate::ports::{
     Appended, CallContext, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools,
     Wanted,
 };
+use crate::tools::index::ToolIndex;
 use crate::tools::registry::Registry;
 use crate::tools::resolve::{Catalog, matches, resolve};
 
@@ -157,7 +158,7 @@ impl Llm for LlmHandle {
 pub struct ToolHandle {
     servers: Arc<[(Arc<Server>, Post<McpSessionActor>)]>,
     registry: Arc<Registry>,
-    registry_specs: Arc<Vec<ToolSpec>>,
+    registry_specs: Arc<ToolIndex>,
     metrics: Arc<Metrics>,
     /// Collisions that were logged, so that each is logged once.
     reported: Arc<Mutex<HashSet<String>>>,
@@ -170,7 +171,7 @@ impl ToolHandle {
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let registry_specs = Arc::new(registry.specs());
+        let registry_specs = Arc::new(ToolIndex::new(registry.specs()));
         Self { servers: servers.into(), registry, registry_specs, metrics, reported: Arc::default() }
     }
 
@@ -179,7 +180,7 @@ impl ToolHandle {
         server: &Server,
         post: &Post<McpSessionActor>,
         deadline: Instant,
-    ) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+    ) -> Result<Arc<ToolIndex>, Failure> {
         match server.current_tools() {
             Some(tools) => Ok(tools),
             None => ask(post, "tool client", Discover { deadline }).await,
@@ -209,7 +210,7 @@ impl ToolHandle {
     }
 
     /// Looks for the tools of a server again, whatever is known of them.
-    pub async fn refresh(&self, server: &Server) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+    pub async fn refresh(&self, server: &Server) -> Result<Arc<ToolIndex>, Failure> {
         let (_, post) =
             self.servers.iter().find(|(known, _)| known.name == server.name).expect("a server of this worker");
         server.outdate()?;

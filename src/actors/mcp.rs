@@ -16,8 +16,9 @@ pub use self::server::Server;
 use crate::actors::messages::{CallTool, Discover};
 use crate::actors::supervise::DeathWatch;
 use crate::domain::outcome::{Category, Failure};
-use crate::domain::tool::{ToolOutput, ToolSpec};
+use crate::domain::tool::ToolOutput;
 use crate::metrics::{Metrics, ToolLabels};
+use crate::tools::index::ToolIndex;
 
 /// How often a required server is looked after while nobody calls it.
 const WATCH: Duration = Duration::from_secs(5);
@@ -58,7 +59,7 @@ impl Actor for McpSessionActor {
 }
 
 impl Handler<Discover> for McpSessionActor {
-    type Result = ResponseFuture<Result<Arc<Vec<ToolSpec>>, Failure>>;
+    type Result = ResponseFuture<Result<Arc<ToolIndex>, Failure>>;
 
     fn handle(&mut self, Discover { deadline }: Discover, _: &mut Self::Context) -> Self::Result {
         let server = Arc::clone(&self.server);

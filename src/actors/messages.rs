@@ -16,10 +16,11 @@ use crate::domain::journal::JournalEntry;
 use crate::domain::message::Completion;
 use crate::domain::outcome::{Failure, Report};
 use crate::domain::state::Snapshot;
-use crate::domain::tool::{ToolOutput, ToolSpec};
+use crate::domain::tool::ToolOutput;
 use crate::domain::wait::Decision;
 use crate::domain::work::{Delivery, Token};
 use crate::ports::{Appended, LlmRequest, Opened, ToolCall, Wanted};
+use crate::tools::index::ToolIndex;
 
 /// StreamReader → NodeExecutor: run this.
 #[derive(Message)]
@@ -137,7 +138,7 @@ pub struct Complete {
 
 /// NodeExecutor → McpSessionActor: what do you offer.
 #[derive(Message)]
-#[rtype(result = "Result<Arc<Vec<ToolSpec>>, Failure>")]
+#[rtype(result = "Result<Arc<ToolIndex>, Failure>")]
 pub struct Discover {
     /// When the asking node's time is up.
     pub deadline: Instant,

@@ -4,6 +4,7 @@
 pub mod approval;
 mod arguments;
 mod builtin;
+pub mod index;
 pub mod registry;
 pub mod resolve;
 

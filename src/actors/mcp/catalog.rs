@@ -13,6 +13,7 @@ use crate::domain::outcome::Failure;
 use crate::domain::tool::{ToolSpec, ToolTarget};
 use crate::modes::schema::Schema;
 use crate::tools::approval::{Change, Review};
+use crate::tools::index::ToolIndex;
 use crate::tools::resolve::allowed;
 
 /// How long a list counts as current where its server neither tells changes nor says how long.
@@ -25,7 +26,7 @@ const NEWER_LIST: Duration = Duration::from_secs(1);
 /// The tools as last discovered.
 #[derive(Clone)]
 pub(super) struct Catalog {
-    tools: Arc<Vec<ToolSpec>>,
+    tools: Arc<ToolIndex>,
     /// Names that the server offers too and its configuration hides.
     hidden: Arc<[String]>,
     /// What else is known of them, by name.
@@ -75,7 +76,7 @@ fn fresh_for(said: Option<Duration>, tells_changes: bool) -> Option<Duration> {
 
 impl Server {
     /// The tools as last discovered, if they are still current.
-    pub fn current_tools(&self) -> Option<Arc<Vec<ToolSpec>>> {
+    pub fn current_tools(&self) -> Option<Arc<ToolIndex>> {
         let catalog = self.catalog.read().expect("nobody panics while holding the catalog");
         let catalog = catalog.as_ref()?;
         let session = catalog.session.upgrade()?;
@@ -86,7 +87,7 @@ impl Server {
     }
 
     /// The tools as last discovered, however long ago: what is known of a server that is away.
-    pub fn last_known_tools(&self) -> Option<Arc<Vec<ToolSpec>>> {
+    pub fn last_known_tools(&self) -> Option<Arc<ToolIndex>> {
         let catalog = self.catalog.read().expect("nobody panics while holding the catalog");
         catalog.as_ref().map(|catalog| Arc::clone(&catalog.tools))
     }
@@ -99,7 +100,7 @@ impl Server {
     }
 
     /// The tools, discovered anew where they may have changed.
-    pub async fn discover(&self) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+    pub async fn discover(&self) -> Result<Arc<ToolIndex>, Failure> {
         if let Some(tools) = self.current_tools() {
             return Ok(tools);
         }
@@ -130,7 +131,7 @@ impl Server {
     }
 
     /// Keeps a list that was just read.
-    fn keep(&self, session: &Arc<Session>, changes: u64, listing: ToolListing) -> Arc<Vec<ToolSpec>> {
+    fn keep(&self, session: &Arc<Session>, changes: u64, listing: ToolListing) -> Arc<ToolIndex> {
         let fresh = fresh_for(listing.fresh_for, session.tells_changes());
         let before = self.catalog.read().expect("nobody panics while holding the catalog").clone();
         let (listed, hidden): (Vec<_>, Vec<_>) =
@@ -148,7 +149,7 @@ impl Server {
             tools.push(self.spec(tool));
         }
         tracing::debug!(mcp.server = self.name, tools = tools.len(), "discovered tools");
-        let tools = Arc::new(self.reviewed(tools));
+        let tools = Arc::new(ToolIndex::new(self.reviewed(tools)));
         {
             let mut status = self.status_mut();
             status.tools = Some(tools.len());
@@ -170,7 +171,7 @@ impl Server {
 
     /// The tools for a node: it waits for a newer list only as long as that is quick, if there is an older one. What it
     /// waited for goes on without it.
-    pub(super) async fn offer(self: &Arc<Self>) -> Result<Arc<Vec<ToolSpec>>, Failure> {
+    pub(super) async fn offer(self: &Arc<Self>) -> Result<Arc<ToolIndex>, Failure> {
         let Some(known) = self.last_known_tools() else { return self.discover().await };
         let server = Arc::clone(self);
         let listing = tokio::spawn(async move { server.discover().await });

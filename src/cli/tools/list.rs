@@ -15,6 +15,7 @@ use crate::cli::{FAILED, Settings, print_line, print_note};
 use crate::clients::mcp::ServerInfo;
 use crate::domain::tool::ToolSpec;
 use crate::tools::approval::{Digest, Withheld};
+use crate::tools::index::ToolIndex;
 
 /// What the functions of the worker itself go by.
 const BUILT_IN: &str = "(built in)";
@@ -35,7 +36,7 @@ struct Offer {
     pinned: bool,
     info: Option<ServerInfo>,
     era: Option<&'static str>,
-    tools: Result<Arc<Vec<ToolSpec>>, String>,
+    tools: Result<Arc<ToolIndex>, String>,
     withheld: Vec<Withheld>,
     took: Duration,
 }
@@ -59,7 +60,7 @@ pub(super) fn run(settings: &Settings, args: &ListArgs) -> u8 {
                 pinned: false,
                 info: None,
                 era: None,
-                tools: Ok(Arc::new(running.builtin())),
+                tools: Ok(Arc::new(ToolIndex::new(running.builtin()))),
                 withheld: Vec::new(),
                 took: Duration::ZERO,
             });

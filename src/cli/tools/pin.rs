@@ -11,6 +11,7 @@ use crate::cli::{
 };
 use crate::config::Config;
 use crate::tools::approval::{Digest, Lock, differences};
+use crate::tools::index::ToolIndex;
 
 /// Arguments of `tools pin`.
 #[derive(Debug, Args)]
@@ -36,7 +37,7 @@ pub(super) fn run(settings: &Settings, args: &PinArgs) -> u8 {
     let offered = with_tools(settings, &config, async |running| {
         let asked = running.servers.iter().map(async |server| {
             let tools = server.discover().await;
-            let digests = |tools: &Vec<_>| tools.iter().map(|tool| (named(tool), Digest::of(tool))).collect();
+            let digests = |tools: &ToolIndex| tools.iter().map(|tool| (named(tool), Digest::of(tool))).collect();
             (server.name.clone(), tools.map(|tools| digests(&tools)))
         });
         futures_util::future::join_all(asked).await
