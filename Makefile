@@ -9,6 +9,11 @@ CONTAINER ?= $(firstword $(notdir $(shell command -v podman docker)) docker)
 IMAGE ?= da-node-executor
 # The fault suite kills the worker at places that a release does not have.
 FAULTS := --locked --features failpoints --test faults
+# What `make fuzz` does: each target for so long, steered by the branches and comparisons that it reaches.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-, \
+    level=4 inline-8bit-counters pc-table trace-compares)
 # Handed to the program by `make run-local`, for example ARGS=--once.
 ARGS ?=
 
@@ -80,6 +85,17 @@ lint-deps: ## One crypto provider: two of them panic at the first TLS connection
 bench: ## Measure; docs/benchmarks.md explains the figures
 	@scripts/setup run
 	$(CARGO) bench --locked --bench '*'
+
+.PHONY: fuzz
+fuzz: ## Any bytes into what reads MCP servers and models, FUZZ_SECONDS each (60); needs a C++ compiler
+# A stable compiler will do. With --target, build scripts and macros are not instrumented.
+	@host=$$(rustc -vV | sed -n 's/^host: //p'); \
+	RUSTFLAGS='$(FUZZ_FLAGS)' $(CARGO) build --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --target $$host --release; \
+	for target in $(FUZZ_TARGETS); do \
+	    mkdir -p fuzz/corpus/$$target fuzz/artifacts/$$target; \
+	    fuzz/target/$$host/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 -verbosity=0 \
+	        -artifact_prefix=fuzz/artifacts/$$target/ fuzz/corpus/$$target fuzz/seeds/$$target; \
+	done
 
 .PHONY: container
 container: ## Build the container image with podman or docker

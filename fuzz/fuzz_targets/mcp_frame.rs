@@ -1,4 +1,4 @@
-//! Any bytes as one frame of JSON-RPC: `cargo +nightly fuzz run mcp_frame`.
+//! Any bytes as one frame of JSON-RPC: `make fuzz`.
 
 #![no_main]
 

@@ -84,3 +84,10 @@ impl LlmClient {
         }
     }
 }
+
+/// What a fuzzer reads with: the data of the events of one answer, in each protocol.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(events: &[String]) {
+    anthropic::fuzz(events);
+    openai::fuzz(events);
+}

@@ -1,22 +1,20 @@
 //! Server-sent events of an answer that is written while it is read: bounded in bytes, and given up when it goes quiet.
 //! What the events mean is each protocol's.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-pub(super) use eventsource_stream::Event;
-use eventsource_stream::{EventStream, EventStreamError};
 use futures_util::{Stream, StreamExt};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::timeout;
+
+pub(super) use crate::clients::sse::Event;
+use crate::clients::sse::{EventTooLarge, SseDecoder};
 
 /// What one stream may take. The time it may take as a whole is the request's.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StreamLimits {
-    /// Bytes of one event, and of what stands between two events.
+    /// Bytes of one event.
     pub event: usize,
     /// Bytes of the whole stream.
     pub total: usize,
@@ -39,8 +37,12 @@ pub(super) enum SseError<E> {
 
 /// Reads the events of a stream of bytes.
 pub(super) struct EventReader<S> {
-    events: EventStream<Bounded<S>>,
-    held: Arc<AtomicUsize>,
+    bytes: S,
+    limits: StreamLimits,
+    decoder: SseDecoder,
+    /// Events that came with the last bytes and were not asked for yet.
+    ready: VecDeque<Event>,
+    total: usize,
 }
 
 impl<S, E> EventReader<S>
@@ -49,63 +51,35 @@ where
 {
     /// A reader of these bytes.
     pub fn new(bytes: S, limits: StreamLimits) -> Self {
-        let held = Arc::new(AtomicUsize::new(0));
-        let bounded = Bounded { bytes, limits, held: Arc::clone(&held), total: 0, quiet: None };
-        Self { events: EventStream::new(bounded), held }
+        Self { bytes, limits, decoder: SseDecoder::new(limits.event), ready: VecDeque::new(), total: 0 }
     }
 
     /// The next event that has data; none at the end of the stream. An event that was not ended is none.
     pub async fn next(&mut self) -> Result<Option<Event>, SseError<E>> {
-        let next = self.events.next().await;
-        self.held.store(0, Ordering::Relaxed);
-        next.transpose().map_err(|error| match error {
-            EventStreamError::Transport(error) => error,
-            EventStreamError::Utf8(_) | EventStreamError::Parser(_) => SseError::NotText,
-        })
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return if event.is_text { Ok(Some(event)) } else { Err(SseError::NotText) };
+            }
+            let Some(bytes) = self.more().await? else { return Ok(None) };
+            self.total += bytes.len();
+            let StreamLimits { event, total, .. } = self.limits;
+            if self.total > total {
+                return Err(SseError::TooLarge(total));
+            }
+            let ready = &mut self.ready;
+            let fed = self.decoder.feed(&bytes, |event| ready.push_back(event));
+            fed.map_err(|EventTooLarge| SseError::TooLarge(event))?;
+        }
     }
-}
 
-/// Counts and times the bytes on their way to the parser, which itself would hold any number of them.
-struct Bounded<S> {
-    bytes: S,
-    limits: StreamLimits,
-    /// Bytes since the last event.
-    held: Arc<AtomicUsize>,
-    total: usize,
-    /// Rings when the stream has been quiet for too long; set by its first byte.
-    quiet: Option<Pin<Box<Sleep>>>,
-}
-
-impl<S, E> Stream for Bounded<S>
-where
-    S: Stream<Item = Result<Bytes, E>> + Unpin,
-{
-    type Item = Result<Bytes, SseError<E>>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        let bytes = match this.bytes.poll_next_unpin(cx) {
-            Poll::Ready(Some(Ok(bytes))) => bytes,
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(SseError::Broken(error)))),
-            Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Pending => {
-                let rings = this.quiet.as_mut().is_some_and(|quiet| quiet.as_mut().poll(cx).is_ready());
-                return if rings { Poll::Ready(Some(Err(SseError::Quiet(this.limits.quiet)))) } else { Poll::Pending };
-            }
+    /// The next bytes. How long the first ones may take is the request's.
+    async fn more(&mut self) -> Result<Option<Bytes>, SseError<E>> {
+        let next = self.bytes.next();
+        let bytes = match self.total {
+            0 => next.await,
+            _ => timeout(self.limits.quiet, next).await.map_err(|_| SseError::Quiet(self.limits.quiet))?,
         };
-        this.total += bytes.len();
-        let held = this.held.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
-        for (count, limit) in [(held, this.limits.event), (this.total, this.limits.total)] {
-            if count > limit {
-                return Poll::Ready(Some(Err(SseError::TooLarge(limit))));
-            }
-        }
-        let until = Instant::now() + this.limits.quiet;
-        match &mut this.quiet {
-            Some(quiet) => quiet.as_mut().reset(until),
-            none => *none = Some(Box::pin(sleep_until(until))),
-        }
-        Poll::Ready(Some(Ok(bytes)))
+        bytes.transpose().map_err(SseError::Broken)
     }
 }
 
@@ -127,7 +101,9 @@ mod tests {
         let mut events = Vec::new();
         loop {
             match reader.next().await {
-                Ok(Some(event)) => events.push(format!("{}={}", event.event, event.data)),
+                Ok(Some(event)) => {
+                    events.push(format!("{}={}", event.kind.as_deref().unwrap_or("message"), event.data))
+                }
                 Ok(None) => return (events, None),
                 Err(error) => return (events, Some(error)),
             }
@@ -164,6 +140,21 @@ mod tests {
         assert_eq!((events.len(), error), (111, Some(SseError::TooLarge(1000))));
         let fits = (0..100).map(|_| (0, "data: a\n\n")).collect();
         assert_eq!(read(fits, LIMITS).await.0.len(), 100, "what was read is not held");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_order_mark_does_no_harm_wherever_it_stands() {
+        let pieces = vec![(0, "\u{feff}data: a\n\n"), (0, "\u{feff}"), (0, "data: b\n\ndata: c\n\n")];
+        let (events, error) = read(pieces, LIMITS).await;
+        assert_eq!((events, error), (vec![String::from("message=a"), String::from("message=c")], None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn data_that_is_no_text_ends_the_stream_after_what_came_before_it() {
+        let bytes = stream::iter([Ok::<_, ()>(Bytes::from_static(b"data: a\n\ndata: \xff\n\ndata: b\n\n"))]);
+        let mut reader = EventReader::new(bytes, LIMITS);
+        assert_eq!(reader.next().await.expect("an event").map(|event| event.data).as_deref(), Some("a"));
+        assert_eq!(reader.next().await, Err(SseError::NotText));
     }
 
     #[tokio::test(start_paused = true)]

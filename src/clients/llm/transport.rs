@@ -21,8 +21,8 @@ use crate::ports::LlmRequest;
 const MAX_BODY: usize = 32 * 1024 * 1024;
 /// Bytes of an error answer that are read; a longer one is an error page.
 const MAX_ERROR_BODY: usize = 256 * 1024;
-/// Bytes of one event of a stream; the largest are whole results of tools that the provider runs itself.
-const MAX_EVENT: usize = 8 * 1024 * 1024;
+/// Bytes of one event of a stream: the last event of some protocols repeats the whole answer.
+const MAX_EVENT: usize = MAX_BODY;
 /// Bytes of a whole stream. Events wrap each few letters of the answer, so it is many times as long as its text.
 const MAX_STREAM: usize = 128 * 1024 * 1024;
 /// Idle connections are closed before the usual proxies drop them unseen.

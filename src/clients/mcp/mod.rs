@@ -25,7 +25,6 @@ mod open;
 mod pending;
 mod service;
 mod session;
-mod sse;
 mod stdio;
 mod wire;
 
@@ -42,25 +41,15 @@ const MAX_MESSAGE: usize = 32 * 1024 * 1024;
 /// What a fuzzer reads with: everything that comes from a server goes through one of these first.
 #[cfg(fuzzing)]
 pub mod fuzz {
+    /// The output of a child process: lines, each a frame of JSON-RPC.
+    pub fn output(bytes: &[u8]) {
+        super::stdio::fuzz(bytes);
+    }
+
     /// One frame of JSON-RPC.
     pub fn frame(bytes: &[u8]) {
         if let Ok(text) = std::str::from_utf8(bytes) {
             drop(super::wire::parse(text));
         }
-    }
-
-    /// An event stream that comes in two pieces; what is read of it must not depend on where it was cut.
-    pub fn events(bytes: &[u8]) {
-        let Some((&cut, bytes)) = bytes.split_first() else { return };
-        let read = |pieces: &[&[u8]]| {
-            let mut events = Vec::new();
-            let mut decoder = super::sse::SseDecoder::new(1 << 20);
-            for piece in pieces {
-                decoder.feed(piece, |event| events.push(event)).expect("less than the limit");
-            }
-            events
-        };
-        let (first, second) = bytes.split_at(usize::from(cut).min(bytes.len()));
-        assert_eq!(read(&[bytes]), read(&[first, second]));
     }
 }

@@ -368,6 +368,27 @@ fn id_in_fragments(head: &[u8], tail: &[u8]) -> Option<u64> {
     tail.rsplit_once(r#","id":"#)?.1.parse().ok()
 }
 
+/// Reads output as a child writes it; no line that is held is longer than the limit.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    const LIMIT: usize = 300;
+    let mut reader = BufReader::with_capacity(7, bytes);
+    let mut line = Vec::new();
+    loop {
+        match read_line(&mut reader, &mut line, LIMIT).now_or_never().expect("all of it is there") {
+            Line::Whole => {
+                assert!(line.len() <= LIMIT);
+                let _ = std::str::from_utf8(&line).ok().and_then(wire::parse);
+            }
+            Line::TooLong { tail } => {
+                assert!(line.len() <= TAIL && tail.len() <= TAIL);
+                let _ = id_in_fragments(&line, &tail);
+            }
+            Line::End => return,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -129,6 +129,23 @@ impl AnthropicClient {
     }
 }
 
+/// Puts an answer together and reads it.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(events: &[String]) {
+    let (mut assembly, deltas) = (Assembly::default(), Deltas::default());
+    deltas.begin();
+    for data in events {
+        match assembly.take(data, Some(&deltas)) {
+            Ok(Step::More) => {}
+            Ok(Step::Message(body)) => {
+                let _ = response::completion(&body, "m", None, Vec::new());
+                return;
+            }
+            Ok(Step::Failed) | Err(_) => return,
+        }
+    }
+}
+
 fn key(config: &ProviderConfig) -> Option<&str> {
     config.api_key.as_ref().map(SecretString::expose_secret).map(str::trim).filter(|key| !key.is_empty())
 }

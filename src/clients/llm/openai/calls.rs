@@ -28,6 +28,12 @@ impl<'a> Ids<'a> {
         Self { used, key: &request.context.idempotency_key }
     }
 
+    /// The ids of a conversation that has none yet.
+    #[cfg(fuzzing)]
+    pub fn fresh() -> Self {
+        Self { used: HashSet::new(), key: "" }
+    }
+
     /// The id of the call at this place: the server's, unless it has none or has had it before.
     fn settle(&mut self, given: Option<&str>, index: usize) -> Settled<String> {
         let given = given.unwrap_or_default();

@@ -206,6 +206,26 @@ async fn read_events(
     Ok(None)
 }
 
+/// Puts an answer together and reads it, in both protocols.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(events: &[String]) {
+    use chat_stream::Assembly;
+    use responses_stream::Awaited;
+
+    let mut chat = Assembly::default();
+    if events.iter().all(|data| matches!(chat.take(data), Ok(Step::More(_) | Step::Done)))
+        && let Some(body) = chat.whole()
+    {
+        let _ = chat_response::completion(&body, "m", &mut Ids::fresh());
+    }
+    let mut awaited = Awaited::default();
+    if events.iter().all(|data| matches!(awaited.take(data), Ok(Step::More(_) | Step::Done)))
+        && let Some(body) = awaited.whole()
+    {
+        let _ = responses_response::completion(&body, "m", &mut Ids::fresh());
+    }
+}
+
 /// The address of an endpoint. A base URL with a path names the version as well; one without is completed.
 fn address(base_url: &str, path: &str) -> Result<Url, String> {
     let bare = Url::parse(base_url.trim()).is_ok_and(|url| url.path() == "/");

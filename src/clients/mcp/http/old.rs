@@ -17,10 +17,10 @@ use super::super::error::McpError;
 use super::super::inbox::Inbox;
 use super::super::pending::Pending;
 use super::super::service::{Flight, FlightPlan, NoBatches};
-use super::super::sse::{Event, SseDecoder};
 use super::super::wire::{self, Incoming};
 use super::link::{HttpLink, media_type};
 use super::{EVENT_STREAM, SIDE_LIMIT};
+use crate::clients::sse::{Event, SseDecoder};
 
 /// The transport.
 #[derive(Clone)]

@@ -14,9 +14,9 @@ use super::super::MAX_MESSAGE;
 use super::super::era::Era;
 use super::super::error::McpError;
 use super::super::service::{Flight, FlightPlan};
-use super::super::sse::SseDecoder;
 use super::super::wire::{self, Incoming};
 use super::{Awaited, EVENT_STREAM, Inner, SIDE_LIMIT, media_type};
+use crate::clients::sse::SseDecoder;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 

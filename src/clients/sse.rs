@@ -1,7 +1,11 @@
-//! Server-sent events with a bound: ids and waiting times are seen in blocks without data too, work is linear in the
-//! bytes, and an event over its limit is refused before it is held.
+//! Server-sent events with a bound, of MCP servers and of models alike: ids and waiting times are seen in blocks without
+//! data too, work is linear in the bytes, and an event over its limit is refused before it is held. What the events mean,
+//! and how long a stream may be silent, is for those who read them.
 
+use std::borrow::Cow;
 use std::time::Duration;
+
+use memchr::memchr2;
 
 /// One event with data.
 #[derive(Debug, PartialEq, Eq)]
@@ -10,6 +14,8 @@ pub(super) struct Event {
     pub(super) kind: Option<String>,
     /// Its data; lines joined by a line feed.
     pub(super) data: String,
+    /// Whether all of the data was UTF-8; what was not has been replaced.
+    pub(super) is_text: bool,
 }
 
 /// Characters of the kind of an event that are kept.
@@ -22,16 +28,23 @@ pub(super) struct EventTooLarge;
 /// Takes bytes, gives events.
 pub(super) struct SseDecoder {
     limit: usize,
-    /// Bytes that are not yet a whole line, and how many of them hold no line end.
+    /// The beginning of a line whose end has not come yet.
     buffer: Vec<u8>,
-    scanned: usize,
     /// A line ended with CR: an LF that follows belongs to it.
     after_cr: bool,
-    /// The data of the event so far; none before its first `data` line.
-    data: Option<String>,
-    kind: Option<String>,
+    /// The first line is still to come: a byte order mark before it means nothing.
+    at_start: bool,
+    event: Half,
     last_id: Option<String>,
     retry: Option<Duration>,
+}
+
+/// An event as far as it has come.
+struct Half {
+    /// Its data; none before its first `data` line.
+    data: Option<String>,
+    kind: Option<String>,
+    is_text: bool,
 }
 
 impl SseDecoder {
@@ -40,10 +53,9 @@ impl SseDecoder {
         Self {
             limit,
             buffer: Vec::new(),
-            scanned: 0,
             after_cr: false,
-            data: None,
-            kind: None,
+            at_start: true,
+            event: Half::default(),
             last_id: None,
             retry: None,
         }
@@ -51,27 +63,39 @@ impl SseDecoder {
 
     /// More bytes came; calls `on_event` for each event that is now complete.
     pub(super) fn feed(&mut self, bytes: &[u8], mut on_event: impl FnMut(Event)) -> Result<(), EventTooLarge> {
-        self.buffer.extend_from_slice(bytes);
-        let mut start = 0;
-        let mut at = self.scanned;
-        while let Some(&byte) = self.buffer.get(at) {
-            let continues = std::mem::take(&mut self.after_cr) && byte == b'\n';
-            if continues {
-                start = at + 1;
-            } else if byte == b'\n' || byte == b'\r' {
-                self.after_cr = byte == b'\r';
-                let line = String::from_utf8_lossy(&self.buffer[start..at]).into_owned();
-                start = at + 1;
-                if let Some(event) = self.line(&line) {
-                    on_event(event);
-                }
-            }
-            at += 1;
+        let mut rest = bytes;
+        if self.after_cr && !rest.is_empty() {
+            self.after_cr = false;
+            rest = rest.strip_prefix(b"\n").unwrap_or(rest);
         }
-        self.buffer.drain(..start);
-        self.scanned = self.buffer.len();
-        let held = self.buffer.len() + self.data.as_ref().map_or(0, String::len);
-        if held > self.limit { Err(EventTooLarge) } else { Ok(()) }
+        while let Some(at) = memchr2(b'\n', b'\r', rest) {
+            let (line, end) = rest.split_at(at);
+            rest = &end[1..];
+            if end[0] == b'\r' {
+                self.after_cr = rest.is_empty();
+                rest = rest.strip_prefix(b"\n").unwrap_or(rest);
+            }
+            let event = if self.buffer.is_empty() {
+                self.line(line)
+            } else {
+                let mut whole = std::mem::take(&mut self.buffer);
+                whole.extend_from_slice(line);
+                self.line(&whole)
+            };
+            if self.held() > self.limit {
+                return Err(EventTooLarge);
+            }
+            if let Some(event) = event {
+                on_event(event);
+            }
+        }
+        self.buffer.extend_from_slice(rest);
+        if self.held() > self.limit { Err(EventTooLarge) } else { Ok(()) }
+    }
+
+    /// Bytes of the event that is not complete yet.
+    fn held(&self) -> usize {
+        self.buffer.len() + self.event.data.as_ref().map_or(0, String::len)
     }
 
     /// The stream broke and another follows: what is half read is dropped, id and waiting time stay.
@@ -90,23 +114,31 @@ impl SseDecoder {
         self.retry
     }
 
-    fn line(&mut self, line: &str) -> Option<Event> {
-        let line = line.strip_prefix('\u{feff}').unwrap_or(line);
+    fn line(&mut self, bytes: &[u8]) -> Option<Event> {
+        let line = String::from_utf8_lossy(bytes);
+        let is_text = matches!(line, Cow::Borrowed(_));
+        let line = match std::mem::take(&mut self.at_start) {
+            true => line.strip_prefix('\u{feff}').unwrap_or(&line),
+            false => &line,
+        };
         if line.is_empty() {
-            let kind = self.kind.take();
-            return self.data.take().filter(|data| !data.is_empty()).map(|data| Event { kind, data });
+            let Half { data, kind, is_text } = std::mem::take(&mut self.event);
+            return data.filter(|data| !data.is_empty()).map(|data| Event { kind, data, is_text });
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            "data" => match &mut self.data {
-                Some(data) => {
-                    data.push('\n');
-                    data.push_str(value);
+            "data" => {
+                self.event.is_text &= is_text;
+                match &mut self.event.data {
+                    Some(data) => {
+                        data.push('\n');
+                        data.push_str(value);
+                    }
+                    None => self.event.data = Some(value.to_owned()),
                 }
-                None => self.data = Some(value.to_owned()),
-            },
-            "event" => self.kind = Some(value.chars().take(MAX_KIND).collect()),
+            }
+            "event" => self.event.kind = Some(value.chars().take(MAX_KIND).collect()),
             "id" if !value.contains('\0') => self.last_id = Some(value.to_owned()),
             "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 self.retry = value.parse().ok().map(Duration::from_millis).or(self.retry);
@@ -116,6 +148,30 @@ impl SseDecoder {
         }
         None
     }
+}
+
+impl Default for Half {
+    fn default() -> Self {
+        Self { data: None, kind: None, is_text: true }
+    }
+}
+
+/// A stream that comes in two pieces; what is read of it must not depend on where it was cut. Gives the events.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) -> Vec<Event> {
+    let Some((&cut, bytes)) = bytes.split_first() else { return Vec::new() };
+    let read = |pieces: &[&[u8]]| {
+        let mut events = Vec::new();
+        let mut decoder = SseDecoder::new(1 << 20);
+        for piece in pieces {
+            decoder.feed(piece, |event| events.push(event)).expect("less than the limit");
+        }
+        (events, decoder.last_id, decoder.retry)
+    };
+    let (first, second) = bytes.split_at(usize::from(cut).min(bytes.len()));
+    let whole = read(&[bytes]);
+    assert_eq!(whole, read(&[first, second]));
+    whole.0
 }
 
 #[cfg(test)]
@@ -153,6 +209,40 @@ mod tests {
             decoder.feed(&[*byte], |event| found.push(event.data)).expect("within the limit");
         }
         assert_eq!(found, ["é"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_means_nothing_at_the_start_and_is_no_harm_later() {
+        let mut decoder = SseDecoder::new(100);
+        assert_eq!(
+            events(&mut decoder, &["\u{feff}data: a\n\n", "\u{feff}data: b\n\ndata: \u{feff}c\n\n"]),
+            ["a", "\u{feff}c"]
+        );
+    }
+
+    #[test]
+    fn data_that_is_no_text_is_told_of_its_event_alone() {
+        let mut decoder = SseDecoder::new(100);
+        let mut found = Vec::new();
+        decoder.feed(b": \xff\ndata: a\ndata: \xff\n\ndata: b\n\n", |event| found.push(event)).expect("short");
+        let found: Vec<_> = found.iter().map(|event| (event.data.as_str(), event.is_text)).collect();
+        assert_eq!(found, [("a\n\u{fffd}", false), ("b", true)]);
+    }
+
+    #[test]
+    fn a_long_line_in_many_pieces_costs_what_its_bytes_cost() {
+        // A reader that looks at everything again with each piece would take hours.
+        let mut decoder = SseDecoder::new(64 << 20);
+        let piece = [b'x'; 64];
+        let started = std::time::Instant::now();
+        decoder.feed(b"data: ", |_| {}).expect("short");
+        for _ in 0..500_000 {
+            decoder.feed(&piece, |_| panic!("no event is complete")).expect("within the limit");
+        }
+        let mut length = 0;
+        decoder.feed(b"\n\n", |event| length = event.data.len()).expect("within the limit");
+        assert_eq!(length, 64 * 500_000);
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     }
 
     #[test]
@@ -214,7 +304,7 @@ mod tests {
                 if decoder.feed(&chunk, |_| {}).is_err() {
                     break;
                 }
-                proptest::prop_assert!(decoder.buffer.len() + decoder.data.as_ref().map_or(0, String::len) <= 50);
+                proptest::prop_assert!(decoder.held() <= 50);
             }
         }
     }
