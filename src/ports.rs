@@ -16,7 +16,7 @@ use crate::domain::cancel::CancelOrder;
 use crate::domain::delta::Deltas;
 use crate::domain::event::EventType;
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
-use crate::domain::journal::JournalEntry;
+use crate::domain::journal::{CallId, JournalEntry};
 use crate::domain::message::{Completion, Conversation};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::Failure;
@@ -275,6 +275,10 @@ pub enum Appended {
 
 /// The journals of executions, from which another worker goes on.
 pub trait Journal {
+    /// Where the whole result of a call stands that comes with the record of its end; the same for every worker. None
+    /// where nothing is stored.
+    fn place(&self, delivery: &Delivery, call: CallId) -> Option<String>;
+
     /// Puts an entry on record. Sending the same one again does no harm.
     fn append(
         &self,

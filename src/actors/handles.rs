@@ -22,11 +22,12 @@ use crate::actors::routes::routes;
 use crate::actors::store::StateStore;
 use crate::actors::supervise::Post;
 use crate::clients::llm::Prices;
+use crate::clients::redis::Keys;
 use crate::config::Protocol;
 use crate::domain::blob::BlobRef;
 use crate::domain::event::EventType;
 use crate::domain::ids::GraphId;
-use crate::domain::journal::JournalEntry;
+use crate::domain::journal::{CallId, JournalEntry};
 use crate::domain::message::Completion;
 use crate::domain::node::{LlmConfig, nearest};
 use crate::domain::outcome::Failure;
@@ -338,16 +339,22 @@ impl Store for StoreHandle {
 pub struct JournalHandle {
     store: Post<StateStore>,
     in_flight: InFlight,
+    keys: Keys,
 }
 
 impl JournalHandle {
     /// Journals through this store, for the entries of this table.
-    pub fn new(store: Post<StateStore>, in_flight: InFlight) -> Self {
-        Self { store, in_flight }
+    pub fn new(store: Post<StateStore>, in_flight: InFlight, keys: Keys) -> Self {
+        Self { store, in_flight, keys }
     }
 }
 
 impl Journal for JournalHandle {
+    fn place(&self, delivery: &Delivery, call: CallId) -> Option<String> {
+        let item = &delivery.item;
+        Some(self.keys.tool_result(&item.graph_id, &item.node_id, &item.run_id, call))
+    }
+
     async fn append(&self, delivery: &Arc<Delivery>, entry: &Arc<JournalEntry>) -> Result<Appended, Failure> {
         loop {
             let token = self.in_flight.token(delivery);

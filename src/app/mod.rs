@@ -219,7 +219,7 @@ impl Worker {
                 llm: running.llm.clone(),
                 tools: running.tools.clone(),
                 store: StoreHandle(store.clone()),
-                journal: JournalHandle::new(store, in_flight.clone()),
+                journal: JournalHandle::new(store, in_flight.clone(), keys.clone()),
                 events: progress,
             },
             settings: ModeSettings::from(&config),

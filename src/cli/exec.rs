@@ -20,7 +20,7 @@ use crate::cli::{FAILED, Settings, fail, print_line, print_note, read_input, rea
 use crate::domain::blob::BlobRef;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
-use crate::domain::journal::JournalEntry;
+use crate::domain::journal::{CallId, JournalEntry};
 use crate::domain::outcome::Failure;
 use crate::domain::outcome::{Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
@@ -263,6 +263,10 @@ impl Store for FileStore {
 struct NoJournal;
 
 impl Journal for NoJournal {
+    fn place(&self, _: &Delivery, _: CallId) -> Option<String> {
+        None
+    }
+
     async fn append(&self, _: &Arc<Delivery>, _: &Arc<JournalEntry>) -> Result<Appended, Failure> {
         Ok(Appended::Done)
     }

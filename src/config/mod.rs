@@ -670,6 +670,8 @@ pub struct LimitsConfig {
     pub queue_age: Option<Duration>,
     /// Characters of one tool result that a model gets to see.
     pub tool_result_chars: NonZeroUsize,
+    /// Bytes of a longer tool result of an agent that is stored whole under a key of its own; 0 stores none.
+    pub stored_tool_result: usize,
 }
 
 /// Health, metrics and the API.

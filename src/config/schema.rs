@@ -329,6 +329,7 @@ pub const KEYS: &[Key] = &[
     key("limits.attempt_timeout", time(1)),
     key("limits.queue_age", time(1)),
     key("limits.tool_result_chars", count(1, 512 << 20, "characters")),
+    key("limits.stored_tool_result", count(0, 512 << 20, "bytes")),
     key("http.bind", Kind::Text),
     key("http.port", count(0, u16::MAX as u64, "port")),
     key("http.admin_token", Kind::Secret),

@@ -7,6 +7,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::domain::message::{Completion, Usage};
 use crate::domain::outcome::{Failure, Spent};
@@ -27,6 +28,12 @@ pub struct CallId {
     pub index: u32,
 }
 
+impl fmt::Display for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "t{}:c{}", self.turn, self.index)
+    }
+}
+
 /// The name of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field {
@@ -42,8 +49,8 @@ impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Turn(turn) => write!(f, "t{turn}:llm"),
-            Self::Start(CallId { turn, index }) => write!(f, "t{turn}:c{index}:start"),
-            Self::End(CallId { turn, index }) => write!(f, "t{turn}:c{index}:end"),
+            Self::Start(call) => write!(f, "{call}:start"),
+            Self::End(call) => write!(f, "{call}:end"),
         }
     }
 }
@@ -159,6 +166,23 @@ pub struct JournalEntry {
     pub restart: bool,
     /// Whether the node has come further than a crash before it. This clears the count of crashes.
     pub progress: bool,
+    /// What the entry only refers to, stored in the same step.
+    pub whole: Option<WholeResult>,
+}
+
+/// The result of a tool call of which the model was shown only a part.
+#[derive(Debug, Clone)]
+pub struct WholeResult {
+    /// The call.
+    pub call: CallId,
+    /// The result, JSON.
+    pub json: Box<RawValue>,
+}
+
+impl PartialEq for WholeResult {
+    fn eq(&self, other: &Self) -> bool {
+        self.call == other.call && self.json.get() == other.json.get()
+    }
 }
 
 /// What is known of one tool call.

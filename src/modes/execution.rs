@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::config::UnknownOutcome;
+use crate::domain::blob::BlobRef;
 use crate::domain::delta::Deltas;
 use crate::domain::event::EventType;
 use crate::domain::journal::{CallId, Class, Start};
@@ -117,6 +118,13 @@ impl fmt::Display for CallSite {
             Self::Tool(CallId { turn, index }) => write!(out, "turn {turn} call {index}"),
         }
     }
+}
+
+/// How the call of a tool ended.
+#[derive(Debug)]
+pub(super) struct Called {
+    pub answer: Result<ToolOutput, Failure>,
+    pub took: Duration,
 }
 
 /// How a model is asked, the same in every turn.
@@ -277,14 +285,8 @@ impl<P: Ports> Execution<'_, P> {
         self.logbook.begins(call, target, arguments, key, class).await
     }
 
-    /// Calls a tool and tells it.
-    pub async fn call_tool(
-        &self,
-        call: CallId,
-        target: &ToolTarget,
-        arguments: Arguments,
-        class: Class,
-    ) -> Result<ToolOutput, Failure> {
+    /// Calls a tool and tells how far it comes. How it ended is told by [`Self::tell_call`].
+    pub async fn call_tool(&self, call: CallId, target: &ToolTarget, arguments: Arguments, class: Class) -> Called {
         let site = CallSite::Tool(call);
         let (sender, mut told) = watch::channel(None);
         let call = ToolCall {
@@ -297,7 +299,7 @@ impl<P: Ports> Execution<'_, P> {
         let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
         let mut work = pin!(self.step("tool call", site, false, operation));
         let mut next = start;
-        let result = loop {
+        let answer = loop {
             let news = async {
                 sleep_until(next).await;
                 told.changed().await
@@ -312,13 +314,20 @@ impl<P: Ports> Execution<'_, P> {
                 }
             }
         };
-        let data = json!({
+        Called { answer, took: start.elapsed() }
+    }
+
+    /// Tells how a call ended, and where its whole result is stored if a model is shown only a part of it.
+    pub fn tell_call(&self, target: &ToolTarget, called: &Called, stored: Option<&BlobRef>) {
+        let mut data = json!({
             "tool": target.to_string(),
-            "duration_ms": u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "is_error": result.as_ref().map_or(true, |output| output.is_error),
+            "duration_ms": u64::try_from(called.took.as_millis()).unwrap_or(u64::MAX),
+            "is_error": called.answer.as_ref().map_or(true, |output| output.is_error),
         });
+        if let Some(stored) = stored {
+            data["stored"] = json!(stored);
+        }
         self.progress(EventType::ToolExecuted, data);
-        result
     }
 
     /// Tells live progress.

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::domain::journal::{
     self, CallId, CallRecord, Class, End, Field, Header, JOURNAL_VERSION, JournalEntry, Record, Start, Unusable,
+    WholeResult,
 };
 use crate::domain::message::Completion;
 use crate::domain::outcome::{Failure, Resumed, Spent};
@@ -223,7 +225,7 @@ impl<'a, P: Ports> Logbook<'a, P> {
 
     /// Puts a complete turn of the model on record.
     pub async fn heard(&self, turn: u32, completion: &Completion) -> Result<(), Failure> {
-        self.append(Field::Turn(turn), completion, !self.suspect.get()).await?;
+        self.append(Field::Turn(turn), completion, !self.suspect.get(), None).await?;
         failpoint::reach(Point::AfterLlmRecord);
         Ok(())
     }
@@ -246,21 +248,28 @@ impl<'a, P: Ports> Logbook<'a, P> {
             at: Timestamp::now(),
         };
         // A call that kills its worker begins each time: that alone is no progress.
-        self.append(Field::Start(call), &start, false).await?;
+        self.append(Field::Start(call), &start, false, None).await?;
         failpoint::reach(Point::AfterToolStart);
         Ok(())
     }
 
-    /// Puts on record how a call ended.
-    pub async fn ended(&self, call: CallId, end: &End) -> Result<(), Failure> {
+    /// Puts on record how a call ended, and stores the whole of a result of which the record has a part.
+    pub async fn ended(&self, call: CallId, end: &End, whole: Option<Box<RawValue>>) -> Result<(), Failure> {
         let known = !matches!(end, End::Unknown(_));
         self.suspect.set(!known);
-        self.append(Field::End(call), end, known).await?;
+        let whole = whole.map(|json| WholeResult { call, json });
+        self.append(Field::End(call), end, known, whole).await?;
         failpoint::reach(Point::AfterToolEnd);
         Ok(())
     }
 
-    async fn append(&self, field: Field, value: &impl Serialize, progress: bool) -> Result<(), Failure> {
+    async fn append(
+        &self,
+        field: Field,
+        value: &impl Serialize,
+        progress: bool,
+        whole: Option<WholeResult>,
+    ) -> Result<(), Failure> {
         let value = json_of(value);
         // Whatever is on record is read as a whole by whoever goes on from it.
         if value.len() > self.desk.entry_limit {
@@ -272,6 +281,7 @@ impl<'a, P: Ports> Logbook<'a, P> {
             value,
             restart: self.restart.get(),
             progress,
+            whole,
         });
         let Desk { ports, delivery, cancel, deadline, .. } = &self.desk;
         match until_answered(*deadline, || ports.journal().append(delivery, &entry)).await? {
@@ -316,9 +326,9 @@ fn too_large(bytes: usize, limit: usize) -> Failure {
     )
 }
 
-/// Bytes that the record of an end would have.
-pub(super) fn length_of(end: &End) -> usize {
-    json_of(end).len()
+/// Bytes that a value has on record.
+pub(super) fn length_of(value: &impl Serialize) -> usize {
+    json_of(value).len()
 }
 
 /// A journal that must not be gone on from, and whose node must not be started over either.

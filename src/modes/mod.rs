@@ -59,6 +59,8 @@ pub struct ModeSettings {
     pub output_limit: usize,
     /// Characters of one tool result that a model gets to see.
     pub tool_result_chars: usize,
+    /// Bytes of a tool result that is stored whole when a model gets to see only a part; nothing stores none.
+    pub stored_tool_result: usize,
     /// What follows when a worker died during a tool call.
     pub unknown_outcomes: UnknownOutcomes,
     /// Calls that want a person's word, beside those that the node names.
@@ -90,6 +92,7 @@ impl From<&Config> for ModeSettings {
             agent: config.agent.clone(),
             output_limit: config.limits.output.get(),
             tool_result_chars: config.limits.tool_result_chars.get(),
+            stored_tool_result: config.limits.stored_tool_result,
             unknown_outcomes: UnknownOutcomes::from(&config.tools),
             approve: approval::settings_rules(&config.tools.approve),
             wait: config.wait.clone(),

@@ -16,7 +16,7 @@ use crate::domain::blob::BlobRef;
 use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
-use crate::domain::journal::{HEADER, JournalEntry};
+use crate::domain::journal::{CallId, HEADER, JournalEntry};
 use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Turn, Usage};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Outcome, Report};
@@ -126,6 +126,8 @@ pub struct Script {
     pub told_early: Vec<&'static str>,
     /// Whether the model has no price.
     pub priceless: bool,
+    /// Whether there is a place for whole results of tools.
+    pub keeps: bool,
     /// Told progress.
     pub events: RefCell<Vec<(EventType, Value)>>,
     inputs: Value,
@@ -148,7 +150,7 @@ pub struct Script {
 
 impl Script {
     pub fn new() -> Self {
-        Self { inputs: json!({}), nodes: json!({}), ..Self::default() }
+        Self { inputs: json!({}), nodes: json!({}), keeps: true, ..Self::default() }
     }
 
     /// Adds tries of the model.
@@ -402,6 +404,10 @@ impl Store for Script {
 }
 
 impl Journal for Script {
+    fn place(&self, _: &Delivery, call: CallId) -> Option<String> {
+        self.keeps.then(|| format!("blob:{call}"))
+    }
+
     async fn append(&self, _: &Arc<Delivery>, entry: &Arc<JournalEntry>) -> Result<Appended, Failure> {
         let journal = &self.journal;
         journal.alive().await;
@@ -485,6 +491,7 @@ pub fn settings() -> ModeSettings {
         },
         output_limit: 10_000,
         tool_result_chars: 100,
+        stored_tool_result: 20 << 20,
         unknown_outcomes: UnknownOutcomes::from(&Config::default().tools),
         approve: Arc::default(),
         wait: Config::default().wait,

@@ -61,7 +61,7 @@ fn shorter(result: &ToolResult) -> ToolResult {
     if result.content.iter().map(json_len).sum::<usize>() <= KEPT + WORTH {
         return result.clone();
     }
-    let content = shortened(result.content.iter().map(left_out).collect(), KEPT);
+    let (content, _) = shortened(result.content.iter().map(left_out).collect(), KEPT);
     ToolResult { content, ..result.clone() }
 }
 

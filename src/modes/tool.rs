@@ -162,7 +162,9 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
             }
         },
     };
-    let mut answer = execution.call_tool(CALL, &spec.target, arguments, class).await;
+    let called = execution.call_tool(CALL, &spec.target, arguments, class).await;
+    execution.tell_call(&spec.target, &called, None);
+    let mut answer = called.answer;
     if journaled {
         let mut end = answer.clone().map_or_else(End::Failed, |output| End::Answered(output.without_copies()));
         // What an output may not have is refused later; this alone bounds the record.
@@ -172,7 +174,7 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
             answer = Err(failure.clone());
             end = End::Failed(failure);
         }
-        execution.logbook.ended(CALL, &end).await?;
+        execution.logbook.ended(CALL, &end, None).await?;
     }
     value(&spec.target.to_string(), answer?)
 }

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use futures_util::future::{join_all, try_join};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::config::UnknownOutcome;
+use crate::domain::blob::BlobRef;
 use crate::domain::journal::{CallId, CallRecord, Class, End};
 use crate::domain::message::{ToolResult, ToolUse, text_block};
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::wait::Ask;
+use crate::modes::ModeSettings;
 use crate::modes::approval::{Gate, Permission};
 use crate::modes::execution::Execution;
 use crate::modes::logbook::length_of;
@@ -22,7 +25,11 @@ use crate::modes::portable::Portable;
 use crate::modes::schema::Schema;
 use crate::modes::template::listed;
 use crate::modes::unknown;
-use crate::ports::Ports;
+use crate::ports::{Journal, Ports};
+
+/// Bytes of a record for its frame and for the words about where its whole result is: a key has three ids of up to 256
+/// characters.
+const ROOM_FOR_NOTE: usize = 16 * 1024;
 
 /// The tools that an agent may use. They are looked for when they are first needed: an agent whose end is on record
 /// needs none.
@@ -137,7 +144,7 @@ impl Toolbox {
         let ToolUse { id, name, input, problem } = tool_use;
         // A node that has to wait for long is not ended before the other calls are on record.
         let _busy = execution.ledger.waits.busy();
-        let end = match execution.logbook.call(call)? {
+        let (end, whole) = match execution.logbook.call(call)? {
             Some(CallRecord::Ended(end)) => return result(id, end),
             Some(CallRecord::Begun(start)) => {
                 let target = start.target();
@@ -156,11 +163,11 @@ impl Toolbox {
                         let input = arguments.unwrap_or_else(|| offer.restored(&name, input));
                         noted(answer(execution, call, &target, input, start.class).await, words)
                     }
-                    UnknownOutcome::AskModel => End::Unknown(told(unknown::words(&target))),
+                    UnknownOutcome::AskModel => (End::Unknown(told(unknown::words(&target))), None),
                     UnknownOutcome::Fail => return Err(unknown::failure(&target)),
                 }
             }
-            None if let Some(problem) = problem => End::Answered(told(format!("Not run: {problem}."))),
+            None if let Some(problem) = problem => (End::Answered(told(format!("Not run: {problem}."))), None),
             None => match self.offer(execution).await?.checked(&name, input) {
                 Ok((spec, input)) => {
                     let offer = self.offer(execution).await?;
@@ -172,30 +179,27 @@ impl Toolbox {
                                     execution.begin_call(call, &spec.target, &input, class).await?;
                                     noted(answer(execution, call, &spec.target, input, class).await, words)
                                 }
-                                Err(words) => End::Answered(told(words)),
+                                Err(words) => (End::Answered(told(words)), None),
                             }
                         }
-                        Gate::Refused(refused) => End::Answered(told(refused.words(&spec.target))),
+                        Gate::Refused(refused) => (End::Answered(told(refused.words(&spec.target))), None),
                         Gate::Ask(ask) => execution.wait_for(*ask).await,
                     }
                 }
-                Err(words) => End::Answered(told(words)),
+                Err(words) => (End::Answered(told(words)), None),
             },
         };
-        execution.logbook.ended(call, &end).await?;
+        execution.logbook.ended(call, &end, whole).await?;
         result(id, end)
     }
 }
 
 /// The answer, with what the model should know about the call before it.
-fn noted(end: End, words: Option<String>) -> End {
-    match (end, words) {
-        (End::Answered(mut output), Some(words)) => {
-            output.content.insert(0, text_block(words));
-            End::Answered(output)
-        }
-        (end, _) => end,
+fn noted((mut end, whole): Shaped, words: Option<String>) -> Shaped {
+    if let (End::Answered(output), Some(words)) = (&mut end, words) {
+        output.content.insert(0, text_block(words));
     }
+    (end, whole)
 }
 
 /// A rule that no tool of the node heeds protects nothing.
@@ -209,38 +213,84 @@ fn idle_rule(name: &str, found: &[ToolSpec]) -> Failure {
     )
 }
 
-/// Makes the call and shapes its answer for the model.
+/// Makes the call and shapes its answer for the model; with the whole of it where the model is shown a part.
 async fn answer<P: Ports>(
     execution: &Execution<'_, P>,
     call: CallId,
     target: &ToolTarget,
     input: Arguments,
     class: Class,
-) -> End {
-    End::Answered(match execution.call_tool(call, target, input, class).await {
+) -> Shaped {
+    let called = execution.call_tool(call, target, input, class).await;
+    let shown = match &called.answer {
         Ok(output) => {
-            let is_error = output.is_error;
-            let content = shortened(output.into_blocks(), execution.settings.tool_result_chars);
-            bounded(ToolOutput { content, structured: None, is_error }, target, execution.settings.entry_limit())
+            let place = || execution.ports.journal().place(execution.delivery, call);
+            Shown::of(output, target, execution.settings, place)
         }
         Err(failure) => {
             tracing::debug!(tool = %target, code = failure.code.as_ref(), error = %failure, "tool call failed");
-            told(format!("The call failed ({}): {}", failure.code, failure.message))
+            let words = format!("The call failed ({}): {}", failure.code, failure.message);
+            Shown { output: told(words), stored: None }
         }
-    })
+    };
+    let (stored, whole) = shown.stored.unzip();
+    execution.tell_call(target, &called, stored.as_ref());
+    (End::Answered(shown.output), whole)
 }
 
-/// The answer, or words about it where what is no text makes it too large for the record and for a model.
-fn bounded(output: ToolOutput, target: &ToolTarget, limit: usize) -> ToolOutput {
-    let end = End::Answered(output);
-    let bytes = length_of(&end);
-    match end {
-        End::Answered(output) if bytes <= limit => output,
-        _ => told(format!(
-            "The call of `{target}` was made, but its result was left out: it has {bytes} bytes, and at most {limit} \
-             can be taken. Ask for less."
-        )),
+/// How a call ended for the model, with the whole of its answer where that is only a part.
+type Shaped = (End, Option<Box<RawValue>>);
+
+/// What becomes of an answer.
+struct Shown {
+    /// What the model is shown and the record keeps.
+    output: ToolOutput,
+    /// Where the whole answer is stored, and the answer, JSON, if the model is shown a part of it.
+    stored: Option<(BlobRef, Box<RawValue>)>,
+}
+
+impl Shown {
+    /// The answer with the middle of long texts left out; or words about it where what is no text makes it too large
+    /// for the record and for a model. `place` is where the whole of it would stand.
+    fn of(
+        output: &ToolOutput,
+        target: &ToolTarget,
+        settings: &ModeSettings,
+        place: impl FnOnce() -> Option<String>,
+    ) -> Self {
+        let (content, complete) = shortened(output.clone().into_blocks(), settings.tool_result_chars);
+        let mut part = ToolOutput { content, structured: None, is_error: output.is_error };
+        let (bytes, limit) = (length_of(&part), settings.entry_limit().saturating_sub(ROOM_FOR_NOTE));
+        if bytes > limit {
+            part = told(format!(
+                "The call of `{target}` was made, but its result was left out: it has {bytes} bytes, and at most \
+                 {limit} can be taken. Ask for less."
+            ));
+        } else if complete {
+            return Self { output: part, stored: None };
+        }
+        let stored = stored(output, settings.stored_tool_result, place);
+        if let Some((blob, _)) = &stored {
+            part.content.push(text_block(format!(
+                "[The whole result is stored as `{}` ({} bytes, {}), where people find it.]",
+                blob.key, blob.bytes, blob.media_type
+            )));
+        }
+        Self { output: part, stored }
     }
+}
+
+/// The whole answer as JSON and a reference to it, if it may be stored and there is a place for it.
+fn stored(
+    output: &ToolOutput,
+    limit: usize,
+    place: impl FnOnce() -> Option<String>,
+) -> Option<(BlobRef, Box<RawValue>)> {
+    let whole = to_raw_value(output).expect("an answer has string keys and finite numbers");
+    if whole.get().len() > limit {
+        return None;
+    }
+    Some((BlobRef::new(place()?, &whole), whole))
 }
 
 /// Words for the model about a call that has no answer of its own.
@@ -326,19 +376,34 @@ impl Offer {
     }
 }
 
-/// Leaves out the middle of texts so that all of them together have about `limit` characters.
-pub(super) fn shortened(mut blocks: Vec<Value>, limit: usize) -> Vec<Value> {
+/// Leaves out the middle of all texts together, so that about `limit` characters are left, with a marker in its place;
+/// with whether nothing was left out. Blocks of other kinds stay.
+pub(super) fn shortened(mut blocks: Vec<Value>, limit: usize) -> (Vec<Value>, bool) {
     let total: usize = blocks.iter_mut().filter_map(text_of).map(|text| text.chars().count()).sum();
     if total <= limit {
-        return blocks;
+        return (blocks, true);
     }
-    for text in blocks.iter_mut().filter_map(text_of) {
-        let length = text.chars().count();
-        // In u128, so that no product of two sizes can overflow.
-        let share = usize::try_from(length as u128 * limit as u128 / total as u128).unwrap_or(limit);
-        *text = without_middle(text, length, share);
-    }
-    blocks
+    // What is left out is one stretch from here to there, wherever blocks begin and end.
+    let (from, until) = (limit - limit / 2, total - limit / 2);
+    let mut at = 0;
+    blocks.retain_mut(|block| {
+        let Some(text) = text_of(block) else { return true };
+        let (begin, end) = (at, at + text.chars().count());
+        at = end;
+        if end <= from || begin >= until {
+            return true;
+        }
+        let head: String = text.chars().take(from.saturating_sub(begin)).collect();
+        let tail: String = text.chars().skip(until.min(end) - begin).collect();
+        // Of the block in which the stretch begins something stays, and the marker with it.
+        let marker = match (begin..end).contains(&from) {
+            true => format!("\n[… {} of {total} characters left out …]\n", until - from),
+            false => String::new(),
+        };
+        *text = head + &marker + &tail;
+        !text.is_empty() || block.get("type").is_none_or(|kind| kind != "text")
+    });
+    (blocks, false)
 }
 
 fn text_of(block: &mut Value) -> Option<&mut String> {
@@ -351,13 +416,4 @@ fn text_of(block: &mut Value) -> Option<&mut String> {
         Value::String(text) => Some(text),
         _ => None,
     }
-}
-
-fn without_middle(text: &str, length: usize, keep: usize) -> String {
-    if length <= keep {
-        return text.to_owned();
-    }
-    let head: String = text.chars().take(keep - keep / 2).collect();
-    let tail: String = text.chars().skip(length - keep / 2).collect();
-    format!("{head}\n[… {} of {length} characters left out …]\n{tail}", length - keep)
 }

@@ -35,5 +35,6 @@ mod shutdown;
 mod status;
 mod supervision;
 mod takeover;
+mod tool_results;
 mod tool_servers;
 mod waiting;

@@ -1,8 +1,9 @@
 //! Outputs that are too large for state and event, each under a key of its own. An output is staged beside its place
-//! and moved there by settling, so that a worker that lost its entry cannot change what its successor wrote.
+//! and moved there by settling, so that a worker that lost its entry cannot change what its successor wrote. Whole
+//! results of tools, of which a model saw a part, come with the record of the call: see [`super::journal`].
 //!
-//! Sorted set `{prefix}blobs`: graph, node and run (a line each) by the moment in ms at which the blob is looked at
-//! again, for it lives as long as its state does.
+//! Sorted set `{prefix}blobs`: graph, node and run (a line each; of a tool's result also the call) by the moment in ms
+//! at which the blob is looked at again, for it lives as long as its state does.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +22,9 @@ use crate::clients::redis::script::Script;
 use crate::config::StateConfig;
 use crate::domain::blob::BlobRef;
 use crate::domain::ids::{GraphId, NodeId};
+use crate::domain::journal::CallId;
 use crate::domain::outcome::Failure;
-use crate::domain::work::Delivery;
+use crate::domain::work::{Delivery, WorkItem};
 use crate::retry::Retry;
 
 static PROLONG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/prolong.lua")));
@@ -128,7 +130,7 @@ impl Blobs {
     pub(super) async fn stage(&self, delivery: &Delivery, output: &LargeOutput) -> Result<(), RedisError> {
         let mut pipeline = Pipeline::with_capacity(2);
         pipeline.cmd("SET").arg(self.keys.staged(delivery)).arg(output.get()).arg("PX").arg(self.ttl_ms);
-        pipeline.cmd("ZADD").arg(self.keys.blobs()).arg(self.next_look()).arg(Run::lines(&delivery.item));
+        pipeline.cmd("ZADD").arg(self.keys.blobs()).arg(self.next_look()).arg(member(&delivery.item, None));
         let failed = self.link.pipeline(&pipeline).await?.into_iter().find_map(Result::err);
         output.staged.store(failed.is_none(), Ordering::Relaxed);
         failed.map_or(Ok(()), Err)
@@ -189,7 +191,11 @@ impl Blobs {
         for member in &members {
             match Run::parse(member) {
                 Some(Run { graph, node, run }) => {
-                    call.arg(self.keys.blob(&graph, &node, &run)).arg(self.keys.state(&graph));
+                    let key = match member.split('\n').nth(3) {
+                        Some(tool_call) => self.keys.tool_result(&graph, &node, &run, tool_call),
+                        None => self.keys.blob(&graph, &node, &run),
+                    };
+                    call.arg(key).arg(self.keys.state(&graph));
                 }
                 // No blob has this name, so the member is removed.
                 None => {
@@ -206,8 +212,22 @@ impl Blobs {
     }
 
     fn next_look(&self) -> u64 {
-        now_ms().saturating_add(self.ttl_ms / 2)
+        next_look(self.ttl_ms)
     }
+}
+
+/// The name of a blob in the index: a node's output, or a result of the call.
+pub(super) fn member(item: &WorkItem, call: Option<CallId>) -> String {
+    let run = Run::lines(item);
+    match call {
+        Some(call) => format!("{run}\n{call}"),
+        None => run,
+    }
+}
+
+/// When a blob that is stored now is looked at for the first time.
+pub(super) fn next_look(ttl_ms: u64) -> u64 {
+    now_ms().saturating_add(ttl_ms / 2)
 }
 
 fn now_ms() -> u64 {

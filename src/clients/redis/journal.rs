@@ -4,6 +4,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use crate::clients::redis::blob;
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
 use crate::clients::redis::lease;
@@ -11,7 +12,7 @@ use crate::clients::redis::link::Link;
 use crate::clients::redis::reply::{self, Word};
 use crate::clients::redis::script::Script;
 use crate::config::StateConfig;
-use crate::domain::journal::JournalEntry;
+use crate::domain::journal::{CallId, JournalEntry};
 use crate::domain::work::{Delivery, Token};
 use crate::ports::Appended;
 
@@ -34,6 +35,12 @@ impl JournalWriter {
         Self { link, keys, ttl_ms: lease::millis(state.ttl), group: Arc::from(group), freshness: lease / 2 }
     }
 
+    /// Where the whole result of a call stands.
+    fn place(&self, delivery: &Delivery, call: CallId) -> String {
+        let item = &delivery.item;
+        self.keys.tool_result(&item.graph_id, &item.node_id, &item.run_id, call)
+    }
+
     /// Puts an entry on record, if `token` still owns the delivery's entry. After an error whose outcome is unknown the
     /// same is simply sent again.
     ///
@@ -47,13 +54,18 @@ impl JournalWriter {
         entry: &JournalEntry,
     ) -> Result<Appended, RedisError> {
         let item = &delivery.item;
-        let JournalEntry { header, field, value, restart, progress } = entry;
-        let mut call = JOURNAL.call(4, header.len() + value.len() + 512);
+        let JournalEntry { header, field, value, restart, progress, whole } = entry;
+        let keys = if whole.is_some() { 6 } else { 4 };
+        let stored = whole.as_ref().map_or(0, |whole| whole.json.get().len());
+        let mut call = JOURNAL.call(keys, header.len() + value.len() + stored + 512);
         call.arg(&*delivery.stream)
             .arg(self.keys.journal(&item.graph_id, &item.node_id, &item.run_id))
             .arg(self.keys.done(&item.graph_id))
-            .arg(self.keys.crashes(&delivery.stream))
-            .arg(&*self.group)
+            .arg(self.keys.crashes(&delivery.stream));
+        if let Some(whole) = whole {
+            call.arg(self.place(delivery, whole.call)).arg(self.keys.blobs());
+        }
+        call.arg(&*self.group)
             .arg(delivery.entry.as_str())
             .arg(&*token.consumer)
             .arg(token.deliveries)
@@ -64,6 +76,9 @@ impl JournalWriter {
             .arg(field)
             .arg(value)
             .arg(delivery.meta.crashes);
+        if let Some(whole) = whole {
+            call.arg(whole.json.get()).arg(blob::member(item, Some(whole.call))).arg(blob::next_look(self.ttl_ms));
+        }
         let what = "an entry of a journal";
         let sent = Instant::now();
         match reply::word(self.link.eval(&JOURNAL, &call).await?, what)? {

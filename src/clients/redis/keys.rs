@@ -1,6 +1,7 @@
 //! The names of our keys. Work streams and the dead-letter streams beside them bear no prefix: the operator names them.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::domain::event::EventType;
@@ -42,6 +43,12 @@ impl Keys {
     /// A large output.
     pub fn blob(&self, graph: &GraphId, node: &NodeId, run: &RunId) -> String {
         format!("{}{run}", self.blobs_of(graph, node))
+    }
+
+    /// The whole result of a tool call of which the model was shown a part.
+    pub fn tool_result(&self, graph: &GraphId, node: &NodeId, run: &RunId, call: impl Display) -> String {
+        let (graph, node, run) = (part(graph.as_str()), part(node.as_str()), part(run.as_str()));
+        format!("{}result:{graph}:{node}:{run}:{call}", self.prefix)
     }
 
     /// What the keys of all large outputs of a node begin with.
@@ -130,6 +137,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::domain::journal::CallId;
 
     #[test]
     fn keys_bear_the_names_of_the_contract() {
@@ -141,6 +149,7 @@ mod tests {
         assert_eq!(keys.done(&graph), "dago:done:g");
         assert_eq!(keys.journal(&graph, &node, &run), "dago:journal:g:n:r");
         assert_eq!(keys.blob(&graph, &node, &run), "dago:blob:g:n:r");
+        assert_eq!(keys.tool_result(&graph, &node, &run, CallId { turn: 2, index: 1 }), "dago:result:g:n:r:t2:c1");
         assert_eq!(keys.blobs(), "dago:blobs");
         assert_eq!(keys.cancel(&graph), "dago:cancel:g");
         assert_eq!(keys.parked("executor.work"), "dago:parked:executor.work");

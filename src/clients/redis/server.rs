@@ -117,7 +117,7 @@ impl Permissions {
         let mut missing = Vec::new();
         for stream in &self.streams {
             for kind in KINDS {
-                let mut call = PERMITTED.call(10, 512);
+                let mut call = PERMITTED.call(11, 512);
                 call.arg(&**stream)
                     .arg(self.keys.state(&graph))
                     .arg(self.keys.done(&graph))
@@ -127,7 +127,8 @@ impl Permissions {
                     .arg(self.keys.parked(stream))
                     .arg(self.keys.blob(&graph, &node, &run))
                     .arg(self.keys.waits())
-                    .arg(self.keys.audit());
+                    .arg(self.keys.audit())
+                    .arg(self.keys.tool_result(&graph, &node, &run, "-"));
                 match self.link.eval(&PERMITTED, &call).await {
                     Ok(answer) => missing.extend(reply::list(answer, what)?.into_iter().filter_map(reply::text)),
                     Err(RedisError::Auth { code }) if code == "NOPERM" => {

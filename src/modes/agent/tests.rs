@@ -192,6 +192,118 @@ async fn long_results_lose_their_middle_and_other_blocks_stay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_of_many_blocks_is_shortened_as_one() {
+    for (blocks, length) in [(300, 10), (3, 1000), (2, 51), (101, 1)] {
+        let content: Vec<Value> = (0..blocks)
+            .map(|n| json!({"type": "text", "text": char::from(b'a' + (n % 26) as u8).to_string().repeat(length)}))
+            .chain([json!({"type": "resource", "resource": {"uri": "u", "text": ""}})])
+            .collect();
+        let whole: String = content.iter().filter_map(|block| block["text"].as_str()).collect();
+        let script = Script::new()
+            .tool("long", move |_| Ok(ToolOutput { content: content.clone(), ..ToolOutput::default() }))
+            .model([wants(&[("long", json!({}))]), says("done")]);
+        script.run(config()).await;
+        let result = &results(&script, 1)[0];
+        let texts = result.content[..result.content.len() - 1].iter().filter_map(|block| block["text"].as_str());
+        let shown: String = texts.collect();
+        let total = whole.chars().count();
+        let marker = format!("\n[… {} of {total} characters left out …]\n", total - 100);
+        assert_eq!(
+            shown.replace(&marker, "|"),
+            format!("{}|{}", &whole[..50], &whole[total - 50..]),
+            "{blocks} of {length}"
+        );
+        assert!(result.content.iter().any(|block| block["type"] == "resource"), "other blocks stay");
+    }
+}
+
+fn blob(text: &str) -> &str {
+    let key = text.split('`').nth(1).expect("a key in backticks");
+    assert!(text.contains("application/json"), "{text}");
+    key
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_of_a_shortened_result_comes_with_the_record_and_the_model_is_told_where_it_is() {
+    let whole = ToolOutput {
+        content: vec![
+            json!({"type": "text", "text": "long ".repeat(100)}),
+            json!({"type": "audio", "data": "UklGRg=="}),
+        ],
+        structured: Some(json!({"long": "long ".repeat(100)})),
+        is_error: false,
+    };
+    let answer = whole.clone();
+    let script = Script::new()
+        .tool("long", move |_| Ok(answer.clone()))
+        .tool("add", echo)
+        .model([wants(&[("add", json!({})), ("long", json!({}))]), says("done")]);
+    script.run(config()).await;
+    let written = script.journal.written.borrow();
+    let stored: Vec<_> = written.iter().filter_map(|entry| Some((&*entry.field, entry.whole.as_ref()?))).collect();
+    let [("t1:c1:end", kept)] = &stored[..] else { panic!("one result is stored, with its record: {stored:?}") };
+    assert_eq!(serde_json::from_str::<ToolOutput>(kept.json.get()).expect("an output"), whole, "nothing of it is lost");
+    let result = &results(&script, 1)[1];
+    let note = result.content.last().expect("a note")["text"].as_str().expect("a text");
+    assert_eq!((blob(note), result.is_error), ("blob:t1:c1", false));
+    assert!(note.contains(&format!("{} bytes", kept.json.get().len())), "{note}");
+    assert_eq!(
+        script.journal.field("t1:c1:end")["answered"]["content"][2]["text"],
+        note,
+        "whoever goes on shows it too"
+    );
+    let told = script.told(EventType::ToolExecuted);
+    let told: Vec<_> = told.iter().filter_map(|call| call.get("stored")).collect();
+    assert_eq!((told.len(), &told[0]["key"], &told[0]["type"]), (1, &json!("blob:t1:c1"), &json!("application/json")));
+    assert_eq!(told[0]["bytes"], kept.json.get().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_structured_answer_that_is_shown_in_part_is_stored_as_it_was() {
+    let rows = json!((0..100).map(|row| json!({"row": row})).collect::<Vec<_>>());
+    let answer = rows.clone();
+    let script = Script::new()
+        .tool("rows", move |_| Ok(ToolOutput::structured(answer.clone())))
+        .model([wants(&[("rows", json!({}))]), says("done")]);
+    script.run(config()).await;
+    let written = script.journal.written.borrow();
+    let kept = written.iter().find_map(|entry| entry.whole.clone()).expect("it is stored");
+    assert_eq!(serde_json::from_str::<Value>(kept.json.get()).expect("JSON")["structured"], rows);
+    assert!(text(&results(&script, 1)[0]).contains("characters left out"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_is_too_large_to_be_stored_or_has_no_place_is_shortened_all_the_same() {
+    for (keeps, limit) in [(true, 499), (true, 0), (false, 1 << 20)] {
+        let mut script = Script::new()
+            .tool("long", |_| Ok(text_output(&"x".repeat(500))))
+            .model([wants(&[("long", json!({}))]), says("done")]);
+        script.keeps = keeps;
+        let settings = ModeSettings { stored_tool_result: limit, ..settings() };
+        script.run_with(&settings, json!({"config": config()})).await;
+        assert!(script.journal.written.borrow().iter().all(|entry| entry.whole.is_none()));
+        let result = &results(&script, 1)[0];
+        assert_eq!(result.content.len(), 1, "nobody is sent to a place where nothing is");
+        assert!(text(result).contains("400 of 500 characters left out"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_made_again_by_another_worker_stores_its_result_in_the_same_place() {
+    let long = |_: &Value| Ok(text_output(&"x".repeat(500)));
+    let hints = ToolHints { read_only: true, idempotent: true };
+    let script = Script::new().tool("long", long).hinting(hints).model([wants(&[("long", json!({}))])]);
+    // The third entry is the end of the call: the result was there, and is not on record.
+    script.dies(Death::Before(3), config()).await;
+    let script = Script::new().tool("long", long).hinting(hints).model([says("done")]).after(script);
+    assert_eq!(output(&script.run(config()).await)["result"], "done");
+    let written = script.journal.written.borrow();
+    let calls: Vec<_> = written.iter().filter_map(|entry| Some(entry.whole.as_ref()?.call.to_string())).collect();
+    assert_eq!(calls, ["t1:c0"]);
+    assert_eq!(blob(results(&script, 0)[0].content[1]["text"].as_str().expect("a text")), "blob:t1:c0");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_result_that_is_too_large_whatever_is_left_out_is_told_in_words() {
     let image = json!({"type": "image", "data": "x".repeat(9 << 20), "mimeType": "image/png"});
     let script = Script::new()
@@ -200,6 +312,10 @@ async fn a_result_that_is_too_large_whatever_is_left_out_is_told_in_words() {
     assert_eq!(output(&script.run(config()).await)["result"], "done");
     let result = &results(&script, 1)[0];
     assert!(result.is_error && text(result).contains("was made, but its result was left out"), "{}", text(result));
+    assert_eq!(blob(result.content[1]["text"].as_str().expect("a text")), "blob:t1:c0", "people find it");
+    let written = script.journal.written.borrow();
+    let kept = written.iter().find_map(|entry| entry.whole.clone()).expect("it is stored");
+    assert!(kept.json.get().len() > 9 << 20);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,9 +7,10 @@ use da_node_executor::clients::redis::{BlobError, LargeOutput, Link, Settled, Se
 use da_node_executor::config::{Layout, RedisConfig};
 use da_node_executor::domain::blob::BlobRef;
 use da_node_executor::domain::ids::GraphId;
+use da_node_executor::domain::journal::{CallId, JournalEntry, WholeResult};
 use da_node_executor::domain::outcome::{Category, Failure};
 use da_node_executor::domain::work::Delivery;
-use da_node_executor::ports::Wanted;
+use da_node_executor::ports::{Appended, Wanted};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{ITEM, Worker, World, settlement};
@@ -122,6 +123,57 @@ async fn a_run_that_another_entry_has_takes_its_staged_output_with_it() {
     assert!(keys(&world, "staged:*").await.is_empty() && keys(&world, "blob:*").await.is_empty());
     let error = worker.blobs.fetch(&graph(), "n", &reference).await.expect_err("nobody stored it");
     assert!(matches!(error, BlobError::Missing { .. }), "{error}");
+}
+
+fn with_result(text: &str) -> JournalEntry {
+    JournalEntry {
+        header: String::from("{}"),
+        field: String::from("t1:c0:end"),
+        value: String::from("a part"),
+        restart: false,
+        progress: true,
+        whole: Some(WholeResult { call: CallId { turn: 1, index: 0 }, json: output(text) }),
+    }
+}
+
+#[tokio::test]
+async fn the_whole_result_of_a_tool_comes_with_its_record_and_from_its_owner_alone() {
+    let world = World::new().await;
+    let (first, ours) = world.worker_with("w:1", ITEM).await;
+    let (key, member) = (world.key("result:g:n:r:t1:c0"), "g\nn\nr\nt1:c0");
+    let appended = first.journal.append(&ours, &ours.token, &with_result("whole")).await.expect("an answer");
+    assert_eq!(appended, Appended::Done);
+    assert_eq!(world.redis::<String>(&["GET", &key]).await, r#""whole""#);
+    assert_eq!(world.redis::<String>(&["HGET", &world.key("journal:g:n:r"), "t1:c0:end"]).await, "a part");
+    assert!(
+        world.ttl(&key).await > 80_000_000 && world.ttl(&key).await <= world.ttl(&world.key("journal:g:n:r")).await
+    );
+    assert!(world.redis::<Option<f64>>(&["ZSCORE", &world.keys.blobs(), member]).await.is_some());
+
+    world.steal(&ours, "w:2").await;
+    let late = first.journal.append(&ours, &ours.token, &with_result("late")).await.expect("an answer");
+    assert_eq!(late, Appended::Lost);
+    assert_eq!(world.redis::<String>(&["GET", &key]).await, r#""whole""#, "who lost the entry changes nothing");
+}
+
+#[tokio::test]
+async fn a_whole_result_lives_on_while_its_state_does_and_outlives_an_index_that_is_none() {
+    let world = World::new().await;
+    let (worker, ours) = world.worker_with("w:1", ITEM).await;
+    let key = world.key("result:g:n:r:t1:c0");
+    world.redis::<()>(&["SET", &world.keys.blobs(), "somebody else's"]).await;
+    let append = async || worker.journal.append(&ours, &ours.token, &with_result("whole")).await.expect("an answer");
+    assert_eq!(append().await, Appended::Done, "a result that nobody prolongs is better than a node that fails");
+    world.redis::<()>(&["DEL", &world.keys.blobs()]).await;
+    append().await;
+
+    world.redis::<()>(&["PEXPIRE", &key, "5000"]).await;
+    world.redis::<()>(&["SET", &world.key("state:g"), "{}", "PX", "172800000"]).await;
+    world.redis::<()>(&["ZADD", &world.keys.blobs(), "1", "g\nn\nr\nt1:c0"]).await;
+    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 1);
+    assert!(world.ttl(&key).await > 172_000_000);
+    worker.settle(&ours).await.expect("an answer");
+    assert!(world.redis::<bool>(&["EXISTS", &key]).await, "the end of the node leaves it to people");
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ fn entry(field: &str, value: &str) -> JournalEntry {
         value: String::from(value),
         restart: false,
         progress: true,
+        whole: None,
     }
 }
 

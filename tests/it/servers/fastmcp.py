@@ -8,7 +8,7 @@ import os
 import sys
 
 import anyio
-from mcp.server.fastmcp import FastMCP
+from mcp.server.fastmcp import FastMCP, Image
 
 over_http = sys.argv[1] == "http"
 server = FastMCP(
@@ -42,6 +42,18 @@ async def say(text: str, after: float = 0) -> str:
 def pid() -> int:
     """Gives this process's id."""
     return os.getpid()
+
+
+@server.tool()
+def rows(count: int) -> list[dict]:
+    """Gives so many rows."""
+    return [{"row": row, "name": f"row number {row}"} for row in range(count)]
+
+
+@server.tool()
+def picture(size: int) -> Image:
+    """Paints a picture of so many bytes."""
+    return Image(data=bytes(size), format="png")
 
 
 @server.tool()

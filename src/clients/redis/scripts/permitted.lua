@@ -1,8 +1,8 @@
 -- Whether our user may run what the scripts run: one that is refused a command halfway is not rolled back.
 -- KEYS  1 work stream, 2 state, 3 done, 4 journal, 5 events, 6 dead letters, 7 parked work, 8 large output,
---       9 index of questions, 10 audit
+--       9 index of questions, 10 audit, 11 whole result of a tool
 -- Says  what is refused, each as command and key; nothing if nothing is
-local stream, state, done, journal, events, letters, parked, blob, questions, audit = unpack(KEYS)
+local stream, state, done, journal, events, letters, parked, blob, questions, audit, result = unpack(KEYS)
 local refused = {}
 -- Redis knows this since 7.0; servers that only resemble it may not.
 if not redis.acl_check_cmd then return refused end
@@ -33,7 +33,7 @@ for _, key in ipairs({state, done, journal, parked, questions}) do
   try('HSET', key, 'f', '')
   try('HDEL', key, 'f')
 end
-for _, key in ipairs({state, done, journal, blob}) do
+for _, key in ipairs({state, done, journal, blob, result}) do
   try('PEXPIRE', key, 1)
   try('PTTL', key)
   try('PERSIST', key)
@@ -49,6 +49,7 @@ try('HINCRBY', parked, 'f', 1)
 try('GET', state)
 try('SET', state, '')
 try('EXISTS', blob)
+try('SET', result, '')
 try('UNLINK', blob)
 try('RENAME', blob, blob)
 try('ZADD', parked, 0, 'm')

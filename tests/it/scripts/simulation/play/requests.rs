@@ -96,6 +96,7 @@ impl Play<'_> {
             value: write.value.clone(),
             restart,
             progress,
+            whole: None,
         };
         let answer = self.processes[worker].tools.journal.append(item, token, &entry).await;
         let found = match answered("an entry of a journal", answer)? {
