@@ -1,8 +1,10 @@
 //! The MCP client against servers that are not ours, on both transports: the reference server of the TypeScript SDK
-//! and a FastMCP server of the Python SDK; and against one of ours that breaks the protocol.
+//! FastMCP servers of the Python SDK and one of the Rust SDK; and against one of ours that breaks the protocol.
 
 #[path = "mcp/authorization.rs"]
 mod authorization;
+#[path = "mcp/connections.rs"]
+mod connections;
 #[path = "mcp/eras.rs"]
 mod eras;
 #[path = "mcp/harness.rs"]
@@ -13,6 +15,8 @@ mod hostile_http;
 mod hostile_more;
 #[path = "mcp/hostile_stdio.rs"]
 mod hostile_stdio;
+#[path = "mcp/rmcp.rs"]
+mod rmcp;
 #[path = "mcp/streams.rs"]
 mod streams;
 

@@ -306,7 +306,7 @@ impl<S: McpService> Client<S> {
                 // The server refused it before it ran: what the tool marks has changed, or was never known here.
                 Err(McpError::Rpc { code: HEADER_MISMATCH, .. }) if self.mirrors && !again => {
                     again = true;
-                    self.list_tools(longest.saturating_sub(begun.elapsed())).await?;
+                    Box::pin(self.list_tools(longest.saturating_sub(begun.elapsed()))).await?;
                     continue;
                 }
                 result => result?.1,
@@ -320,7 +320,7 @@ impl<S: McpService> Client<S> {
                     });
                 }
                 Some("input_required") => {
-                    let asked = self.answers_to(name, result.input_requests.as_ref());
+                    let asked = Box::pin(self.answers_to(name, result.input_requests.as_ref()));
                     let left = longest.saturating_sub(begun.elapsed());
                     answers = timeout(left, asked).await.map_err(|_| McpError::TimedOut {
                         server: Arc::clone(self.server()),

@@ -216,7 +216,8 @@ impl Inner {
                 }
                 Err(self.link.protocol("its answer belongs to another request"))
             }
-            EVENT_STREAM => self.follow(response, id, flight).await,
+            // What is rarely needed is not a part of every call's memory.
+            EVENT_STREAM => Box::pin(self.follow(response, id, flight)).await,
             other => Err(self.link.protocol(&format!("it answered with the content type `{}`", excerpt(other)))),
         }
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use reqwest::header::{ACCEPT, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
@@ -30,6 +31,9 @@ const RESUME_PAUSE_MIN: Duration = Duration::from_millis(20);
 const RESUME_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the first call waits for the server's own stream: some send its head with the first event alone.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+/// How long the end of a stream may take to come after the answer, and what may come before it, in bytes.
+const REST_LIMIT: Duration = Duration::from_secs(1);
+const MAX_REST: usize = 16 * 1024;
 
 impl Inner {
     /// Reads an event stream to the answer, over as many connections as the server makes of it.
@@ -101,6 +105,7 @@ impl Inner {
                 };
                 for message in messages {
                     if let Some(answer) = self.take(message, awaited).await {
+                        read_out(response);
                         return Ok(Some(answer));
                     }
                 }
@@ -138,7 +143,7 @@ impl Inner {
             // Asked in the course of this request: answered before the next event is read, so that a flood of requests
             // waits for us, and with the request its questions end.
             (Incoming::Request { id, method, params }, Awaited::Answer(_)) => {
-                self.reply(&id, &method, &params).await;
+                Box::pin(self.reply(&id, &method, &params)).await;
                 None
             }
             (Incoming::Request { id, method, params }, Awaited::News) => {
@@ -215,5 +220,23 @@ impl Inner {
         }
         let flight = FlightPlan::plain("the stream of events", Duration::MAX).start();
         self.link.send(get, &flight).await
+    }
+}
+
+/// Reads a stream to its end once its answer has come. Servers end it a moment later; dropped before that, it would take
+/// its connection with it, and the next call would have to open another one.
+fn read_out(mut response: Response) {
+    let rest = async move {
+        let mut total = 0;
+        while let Ok(Some(bytes)) = response.chunk().await {
+            total += bytes.len();
+            if total > MAX_REST {
+                return;
+            }
+        }
+    };
+    let mut rest = Box::pin(timeout(REST_LIMIT, rest));
+    if rest.as_mut().now_or_never().is_none() {
+        tokio::spawn(rest);
     }
 }
