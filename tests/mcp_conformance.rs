@@ -1,10 +1,15 @@
 //! The official conformance suite of the Model Context Protocol against the library's client, by way of
 //! `examples/mcp_conformance.rs`: what passes, what is left out, and why. The two lists together are the suite's own.
 
+#[path = "mcp/example.rs"]
+mod example;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+
+use example::example;
 
 /// The versions that a scenario of an extension is played in: it has none of its own.
 const EXTENSION: &[&str] = &["2026-07-28"];
@@ -118,20 +123,6 @@ fn every_scenario_of_the_suite_passes_or_is_left_out_for_a_reason() {
     }
 }
 
-/// The client, built as it stands now: a test run does not build examples by itself.
-fn client() -> PathBuf {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--quiet", "--example", "mcp_conformance"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .expect("cargo runs");
-    assert!(built.success(), "the example does not build");
-    // This test lies beside the folder of the examples.
-    let here = std::env::current_exe().expect("the test has a path");
-    let profile = here.parent().and_then(Path::parent).expect("`deps` lies in the folder of the profile");
-    profile.join("examples/mcp_conformance")
-}
-
 #[test]
 fn the_client_passes_the_suite() {
     passes(|scenario, _| !scenario.starts_with("auth/"));
@@ -149,7 +140,7 @@ fn the_client_authenticates_as_the_suite_wants_in_the_years_before() {
 
 /// Plays the chosen scenarios.
 fn passes(chosen: impl Fn(&str, &str) -> bool) {
-    let client = client();
+    let client = example("mcp_conformance");
     let folder = tempfile::tempdir().expect("a folder");
     let rounds: Vec<(&str, &str)> = PASSES
         .iter()

@@ -7,6 +7,8 @@ mod authorization;
 mod connections;
 #[path = "mcp/eras.rs"]
 mod eras;
+#[path = "mcp/example.rs"]
+mod example;
 #[path = "mcp/harness.rs"]
 mod harness;
 #[path = "mcp/hostile_http.rs"]

@@ -2,7 +2,6 @@
 //! transports.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,20 +13,11 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::example::example;
 use crate::harness::*;
 
-/// The server, built as it stands now: a test run does not always build examples by itself.
 fn program() -> String {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--quiet", "--example", "rmcp_server"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .expect("cargo runs");
-    assert!(built.success(), "the example does not build");
-    // This test lies beside the folder of the examples.
-    let here: PathBuf = std::env::current_exe().expect("the test has a path");
-    let profile = here.parent().and_then(Path::parent).expect("`deps` lies in the folder of the profile");
-    profile.join("examples/rmcp_server").into_os_string().into_string().expect("the path is UTF-8")
+    example("rmcp_server").into_os_string().into_string().expect("the path is UTF-8")
 }
 
 /// The server over HTTP, killed when this is dropped.
