@@ -190,6 +190,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let connection =
             http1::Builder::new().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service.clone()));
         // A client that goes away ends its connection and nothing else.
-        tokio::spawn(async move { connection.await });
+        tokio::spawn(connection);
     }
 }

@@ -49,10 +49,9 @@ pub fn play(report: &mut Report, cell: &Cell) {
     for who in clients {
         let [rate, cpu, peak] =
             [|f: &Figures| f.rate, |f: &Figures| f.cpu_us, |f: &Figures| f.peak_mb].map(|of| middle(*who, of));
-        report.note(
-            &format!("{name}: {}", self::name(who)),
-            format!("{rate:.0} calls/s, {cpu:.1} µs CPU a call, {peak:.1} MB"),
-        );
+        let figures = format!("{rate:.0} calls/s, {cpu:.1} µs CPU a call, {peak:.1} MB");
+        eprintln!("{name}, {}: {figures}", self::name(who));
+        report.note(&format!("{name}: {}", self::name(who)), figures);
     }
     let rival = if cell.way == Way::Stdio { Who::Sdk } else { Who::SdkPooled };
     let ratio = |of: fn(&Figures) -> f64| middle(Who::Ours, of) / middle(rival, of);
