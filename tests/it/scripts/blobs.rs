@@ -170,7 +170,7 @@ async fn a_whole_result_lives_on_while_its_state_does_and_outlives_an_index_that
     world.redis::<()>(&["PEXPIRE", &key, "5000"]).await;
     world.redis::<()>(&["SET", &world.key("state:g"), "{}", "PX", "172800000"]).await;
     world.redis::<()>(&["ZADD", &world.keys.blobs(), "1", "g\nn\nr\nt1:c0"]).await;
-    assert_eq!(worker.blobs.prolong().await.expect("an answer"), 1);
+    assert_eq!(worker.blobs.prolong(PASS).await.expect("an answer"), 1);
     assert!(world.ttl(&key).await > 172_000_000);
     worker.settle(&ours).await.expect("an answer");
     assert!(world.redis::<bool>(&["EXISTS", &key]).await, "the end of the node leaves it to people");
