@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::actors::circuit::Circuits;
 use crate::actors::messages::Complete;
-use crate::actors::pace::Pace;
+use crate::actors::pace::{Pace, Place};
 use crate::actors::supervise::DeathWatch;
 use crate::clients::llm::{LlmClient, LlmError, Prices};
 use crate::domain::breaker::Sign;
@@ -61,43 +61,66 @@ impl Handler<Complete> for LlmActor {
     fn handle(&mut self, Complete { request, cancel }: Complete, _: &mut Self::Context) -> Self::Result {
         let provider = Arc::clone(&self.provider);
         Box::pin(async move {
-            let deadline = request.context.deadline;
-            let call = provider.complete(request);
             tokio::select! {
                 // Dropping the call closes its connection, so that the provider stops writing.
                 () = cancel.cancelled() => Err(Failure::new(Category::Cancelled, "cancelled", "the call was cancelled")),
-                answer = tokio::time::timeout_at(deadline.into(), call) => answer.unwrap_or_else(|_| {
-                    Err(Failure::permanent("timeout", format!("provider {:?} did not answer before the node's time was up", provider.name)))
-                }),
+                answer = provider.complete(request) => answer,
             }
         })
     }
 }
 
+/// A call that was made, and what it still holds.
+struct Called<'a> {
+    place: Option<Place>,
+    answer: Result<Completion, LlmError>,
+    slot: SemaphorePermit<'a>,
+}
+
 impl Provider {
-    async fn complete(&self, mut request: LlmRequest) -> Result<Completion, Failure> {
+    async fn complete(&self, request: LlmRequest) -> Result<Completion, Failure> {
         let model = self.client.model(&request).to_owned();
-        self.circuits.check(&model)?;
-        let place = self.pace.admit(&mut request, &model).await?;
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let deadline = request.context.deadline;
+        let called = tokio::time::timeout_at(deadline.into(), self.call(request, &model)).await;
+        let Called { place, answer, slot } = called.unwrap_or_else(|_| {
+            let words = format!("provider {:?} did not answer before the node's time was up", self.name);
+            Err(Failure::permanent("timeout", words))
+        })?;
+        // An answer that is there and paid for is not given up for want of time to tell what it used.
+        self.pace.settle(place, &model, &answer).await;
+        // Who waits for it has to know by then whether the provider has closed.
+        drop(slot);
+        answer.map_err(Failure::from)
+    }
+
+    async fn call(&self, mut request: LlmRequest, model: &str) -> Result<Called<'_>, Failure> {
+        self.circuits.check(model)?;
+        let mut place = self.pace.admit(&mut request, model).await?;
+        let slot = match self.slots.try_acquire() {
+            Ok(slot) => slot,
+            Err(_) => {
+                let slot = self.slots.acquire().await.expect("the semaphore is never closed");
+                place = self.pace.still_open(place, model).await?;
+                slot
+            }
+        };
         // Who waited may find that the provider has failed meanwhile.
-        let passage = match self.circuits.enter(&model) {
+        let passage = match self.circuits.enter(model) {
             Ok(passage) => passage,
             Err(refused) => {
-                self.pace.leave(place, &model).await;
+                self.pace.leave(place, model).await;
                 return Err(refused);
             }
         };
         let started = Instant::now();
         let mut answer = self.client.complete(&request).await;
         if let Ok(completion) = &mut answer {
-            let price = self.prices.of(&model).or_else(|| self.prices.of(&completion.model));
+            let price = self.prices.of(model).or_else(|| self.prices.of(&completion.model));
             completion.usage.cost = price.map(|price| price.of(&completion.usage));
         }
         self.count(started, answer.as_ref().ok());
         passage.ended(answer.as_ref().err().map_or(Sign::Well, |error: &LlmError| error.sign(self.timeout)));
-        self.pace.settle(place, &model, &answer).await;
-        answer.map_err(Failure::from)
+        Ok(Called { place, answer, slot })
     }
 
     fn count(&self, started: Instant, completion: Option<&Completion>) {

@@ -111,17 +111,26 @@ impl Pace {
                     sleep(wait).await;
                 }
                 let word = rates.heeds.then(Arc::default);
-                let place = Place { rates, feared, era, shared, word };
-                if !wait.is_zero()
-                    && let Some(closed) = self.closed(model, &place).await
-                {
-                    self.leave(Some(place), model).await;
-                    return Err(self.refusal(model, closed));
-                }
-                request.rate_word.clone_from(&place.word);
-                Ok(Some(place))
+                request.rate_word.clone_from(&word);
+                let place = Some(Place { rates, feared, era, shared, word });
+                if wait.is_zero() { Ok(place) } else { self.still_open(place, model).await }
             }
             Verdict::Later { wait } => Err(self.refusal(model, wait)),
+        }
+    }
+
+    /// The place of a call that had to wait since it got it, unless the provider has asked everybody to stop meanwhile.
+    pub async fn still_open(&self, place: Option<Place>, model: &str) -> Result<Option<Place>, Failure> {
+        let closed = match &place {
+            Some(place) => self.closed(model, place).await,
+            None => None,
+        };
+        match closed {
+            Some(closed) => {
+                self.leave(place, model).await;
+                Err(self.refusal(model, closed))
+            }
+            None => Ok(place),
         }
     }
 

@@ -18,6 +18,8 @@ use crate::domain::wait::{Ask, Asked, Said, WaitId};
 pub const JOURNAL_VERSION: u64 = 1;
 /// The field of the header.
 pub const HEADER: &str = "hdr";
+/// The field of the conversation that was there before.
+const SESSION: &str = "session";
 
 /// A tool call by the turn that asked for it and its place there. Tool mode's one call is the first of turn 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,11 +45,14 @@ pub enum Field {
     Start(CallId),
     /// A tool call has ended.
     End(CallId),
+    /// The conversation that the node goes on with.
+    Session,
 }
 
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Session => f.write_str(SESSION),
             Self::Turn(turn) => write!(f, "t{turn}:llm"),
             Self::Start(call) => write!(f, "{call}:start"),
             Self::End(call) => write!(f, "{call}:end"),
@@ -57,6 +62,9 @@ impl fmt::Display for Field {
 
 impl Field {
     fn parse(name: &str) -> Option<Self> {
+        if name == SESSION {
+            return Some(Self::Session);
+        }
         let (turn, rest) = name.strip_prefix('t')?.split_once(':')?;
         let turn = turn.parse().ok()?;
         if rest == "llm" {
@@ -205,6 +213,8 @@ pub struct Record {
     pub calls: BTreeMap<CallId, CallRecord>,
     /// The questions that were asked.
     pub waits: BTreeMap<WaitId, Asked>,
+    /// The conversation that the node went on with, `null` for none; absent where that was not put on record.
+    pub session: Option<Box<RawValue>>,
     starts: u32,
     unsafe_begun: bool,
 }
@@ -262,6 +272,7 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
     }
     let header = serde_json::from_value(header).map_err(|error| broken(HEADER, error))?;
     let mut turns = BTreeMap::new();
+    let mut session = None;
     let (mut starts, mut ends) = (BTreeMap::<CallId, Start>::new(), BTreeMap::<CallId, End>::new());
     let (mut asks, mut answers) = (BTreeMap::<WaitId, Ask>::new(), BTreeMap::<WaitId, Said>::new());
     for (name, value) in fields.iter().filter(|(name, _)| name != HEADER) {
@@ -280,6 +291,7 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
             Field::Turn(turn) => drop(turns.insert(turn, serde_json::from_slice(value).map_err(broken)?)),
             Field::Start(call) => drop(starts.insert(call, serde_json::from_slice(value).map_err(broken)?)),
             Field::End(call) => drop(ends.insert(call, serde_json::from_slice(value).map_err(broken)?)),
+            Field::Session => session = Some(serde_json::from_slice(value).map_err(broken)?),
         }
     }
     let turns: Vec<Completion> =
@@ -299,7 +311,8 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
         (wait, Asked { ask, said })
     };
     let waits = asks.into_iter().map(asked).collect();
-    Ok(Record { header, turns, calls, waits, starts: u32::try_from(begun).unwrap_or(u32::MAX), unsafe_begun })
+    let starts = u32::try_from(begun).unwrap_or(u32::MAX);
+    Ok(Record { header, turns, calls, waits, session, starts, unsafe_begun })
 }
 
 fn header(fields: &[(String, Vec<u8>)]) -> Option<Value> {

@@ -132,9 +132,18 @@ impl Dialogue {
         &self.turns
     }
 
-    /// The conversation, when it is over.
+    /// The conversation, when it is over. Tools that were wanted last and not called have an answer too, or nobody could
+    /// go on with it.
     pub fn into_turns(self) -> Conversation {
-        self.turns
+        let mut turns = self.turns;
+        if let Some(Turn::Assistant(last)) = turns.last().map(AsRef::as_ref)
+            && !last.tool_uses.is_empty()
+        {
+            let results = last.tool_uses.iter().map(|tool_use| ToolResult::error(&tool_use.id, "Not run."));
+            let results = Turn::ToolResults(results.collect());
+            turns.push(Arc::new(results));
+        }
+        turns
     }
 
     /// The provider that had the last turn, by its configured name.

@@ -87,6 +87,7 @@ pub(super) struct Logbook<'a, P> {
     turns: RefCell<Vec<Option<Completion>>>,
     calls: RefCell<BTreeMap<CallId, CallRecord>>,
     waits: BTreeMap<WaitId, Asked>,
+    session: Option<Box<RawValue>>,
     resumed: Option<Resumed>,
     /// The entries of an earlier epoch are still there.
     restart: Cell<bool>,
@@ -114,6 +115,7 @@ impl<'a, P: Ports> Logbook<'a, P> {
             turns: RefCell::default(),
             calls: RefCell::default(),
             waits: BTreeMap::new(),
+            session: None,
             resumed: None,
             restart: Cell::new(false),
             suspect: Cell::new(false),
@@ -149,6 +151,7 @@ impl<'a, P: Ports> Logbook<'a, P> {
             }
         }
         self.waits = record.waits;
+        self.session = record.session;
     }
 
     fn start_over(&mut self, old: Unusable) -> Result<(), Failure> {
@@ -215,6 +218,17 @@ impl<'a, P: Ports> Logbook<'a, P> {
     /// A question that was asked before.
     pub fn asked(&self, wait: &WaitId) -> Option<Asked> {
         self.waits.get(wait).cloned()
+    }
+
+    /// The conversation that the node goes on with: the one on record if there is any, for what is in the graph by now
+    /// may be another node's; else this one, which is put on record.
+    pub async fn goes_on_with(&self, kept: Option<Box<RawValue>>) -> Result<Option<Box<RawValue>>, Failure> {
+        let present = |kept: Box<RawValue>| Some(kept).filter(|kept| kept.get() != "null");
+        if let Some(recorded) = &self.session {
+            return Ok(present(recorded.clone()));
+        }
+        self.append(Field::Session, &kept, false, None).await?;
+        Ok(kept)
     }
 
     /// What the journal begins with by now. A journal whose old entries still have to go has no new ones yet, for

@@ -4,11 +4,12 @@
 use std::borrow::Cow;
 use std::cell::{Cell, LazyCell};
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -150,7 +151,8 @@ impl<P: Ports> NodeRun<'_, P> {
             .saturating_sub(self.delivery.meta.waited(&self.delivery.entry));
         let deadline = Deadline::of(self.start, used, item, plan.time_limit, self.settings.node_timeout)?;
         self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
-        let work = self.work(plan, snapshot, deadline.at, &config, earlier);
+        // Handed on by reference, or there would be room for it twice.
+        let work = pin!(self.work(plan, snapshot, deadline.at, &config, earlier));
         deadline.bound(work).await
     }
 
@@ -207,20 +209,24 @@ impl<P: Ports> NodeRun<'_, P> {
         let mut snapshot = self.completed(snapshot);
         self.fetch_large(&plan, &mut snapshot).await?;
         let kept = snapshot.session.take();
-        let before = match (&session, &kept) {
-            (Some(name), Some(kept)) => Session::turns(name, kept)?,
-            _ => Vec::new(),
-        };
+        if let (Some(name), Some(kept)) = (&session, &kept) {
+            Session::turns(name, kept)?;
+        }
         let (task, output_mapping, approvals) = match self.put_in(plan, snapshot) {
             Ok(rendered) => rendered,
             Err((error, inputs)) => return Err(self.explain(error, inputs).await),
         };
         let Self { ports, settings, delivery, cancel, ledger, .. } = *self;
         let desk = Desk { ports, delivery, cancel, ledger, deadline, entry_limit: settings.entry_limit() };
-        let kept = kept.as_deref().map(RawValue::get);
-        let rendered = task.texts().map(|texts| digest(texts.into_iter().chain(kept)));
-        let subject = Subject { config, rendered };
+        let subject = Subject { config, rendered: task.texts().map(digest) };
         let logbook = Logbook::open(desk, subject, earlier, self.started_at)?;
+        let before = match &session {
+            Some(name) => match logbook.goes_on_with(kept).await? {
+                Some(kept) => Session::turns(name, &kept)?,
+                None => Vec::new(),
+            },
+            None => Vec::new(),
+        };
         if let Some(resumed) = logbook.resumed() {
             let Resumed { turns, tool_calls } = resumed;
             ledger.resumed.set(Some(resumed));

@@ -119,6 +119,27 @@ async fn a_wait_that_the_provider_asks_for_stops_the_other_workers_too() {
 }
 
 #[tokio::test]
+async fn calls_in_line_for_a_slot_see_that_the_provider_has_closed() {
+    let script = "
+rules:
+  - match: {prompt: limited}
+    reply: {delay: 400ms, error: {status: 429, retry_after: 2s, message: enough}}
+  - reply: {text: fine}
+";
+    let (bed, model) = (Bed::new().await, Model::start(script));
+    let _worker = worker(&bed, &model, "w1", "rate_headers = \"always\"\nconcurrency = 1").start().ready().await;
+    let mut limited = item("a", "limited");
+    limited["config"]["retry"] = json!({"max_attempts": 1});
+    limited["config"]["timeout"] = json!("1s");
+    bed.submit(&limited).await;
+    eventually("the slot is taken", async || (model.calls().arrivals.len() == 1).then_some(())).await;
+    bed.submit_all(items(3)).await;
+    bed.ended(4).await;
+    let at = arrivals(&model);
+    assert!(at[1] >= Duration::from_millis(2_300), "who waited for the slot waits for the provider as well: {at:?}");
+}
+
+#[tokio::test]
 async fn headers_that_say_that_nothing_is_left_stop_everybody_until_there_is() {
     let script = r#"
 rules:

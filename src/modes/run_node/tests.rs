@@ -1,9 +1,11 @@
 //! The rules of one execution from delivery to report, one a test.
 
 use super::*;
+use crate::domain::ids::{NodeId, RunId};
+use crate::domain::message::{StopReason, Turn};
 use crate::domain::tool::{ToolHints, ToolOutput};
 use crate::modes::scripted_ports::{
-    LlmAct, Script, code, delivery, failure, output, says, settings, text_output, wants,
+    Death, LlmAct, Script, code, delivery, failure, output, says, settings, text_output, turn, wants,
 };
 
 fn echo(arguments: &Value) -> Result<ToolOutput, Failure> {
@@ -516,6 +518,38 @@ async fn a_node_goes_on_with_the_conversation_of_its_session_and_leaves_it_behin
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_is_taken_over_goes_on_with_the_conversation_that_it_began_with() {
+    let said = |text: &str| {
+        let turns = vec![Arc::new(Turn::User(text.to_owned()))];
+        Session::new("chat", &NodeId::new("m").expect("an id"), &RunId::new("r").expect("an id"), &turns).json
+    };
+    for begun_with in [Some("I am Ada"), None] {
+        let script = Script::new().tool("echo", echo).model([wants(&[("echo", json!({}))]), says("x"), says("x")]);
+        if let Some(text) = begun_with {
+            script.sessions.borrow_mut().insert(String::from("chat"), said(text));
+        }
+        let agent = || json!({"task": "Who am I?", "tools": ["*"], "llm_config": {}, "session": "chat"});
+        script.dies(Death::After(2), agent()).await;
+        script.sessions.borrow_mut().insert(String::from("chat"), said("I am Eve"));
+        assert_eq!(output(&script.run(agent()).await)["result"], "x");
+        let requests = script.requests.borrow();
+        let (first, last) = (&requests[0].turns, &requests.last().expect("a request").turns);
+        assert_eq!((requests.len(), last.len()), (2, first.len() + 2), "no turn is paid twice: {last:?}");
+        assert_eq!(format!("{:?}", first[0]), format!("{:?}", last[0]), "{begun_with:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tool_that_was_wanted_last_and_not_called_has_an_answer_in_the_session() {
+    let both = turn("Good bye", &[("echo", json!({}))], StopReason::EndTurn);
+    let report = Script::new().model([both]).run(json!({"llm_config": {"prompt": "p"}, "session": "s"})).await;
+    assert_eq!(output(&report)["content"], "Good bye");
+    let kept: Value = serde_json::from_str(&report.session.expect("a session").json).expect("JSON");
+    let last = kept["turns"].as_array().expect("turns").last().expect("a turn");
+    assert_eq!(last["tool_results"][0]["is_error"], true, "{kept}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_needs_a_conversation_and_a_name() {
     for (config, words) in [
         (json!({"tool_name": "echo", "session": "chat"}), "tool mode"),
@@ -538,4 +572,11 @@ async fn a_session_that_is_too_large_is_not_kept_and_the_node_completes() {
         "{:?}",
         report.warnings
     );
+}
+
+#[tokio::test]
+async fn a_node_takes_little_room_while_it_waits() {
+    let (script, settings, delivery, cancel) = (echo_script(), settings(), delivery(json!({})), Cancel::new());
+    let bytes = std::mem::size_of_val(&run_node(&script, &settings, &delivery, &cancel));
+    assert!(bytes <= 8 << 10, "a thousand nodes that wait hold a thousand times {bytes} bytes");
 }
