@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::blob::BlobRef;
@@ -22,7 +22,7 @@ use crate::domain::node::LlmConfig;
 use crate::domain::outcome::Failure;
 use crate::domain::rate::{Amendment, Demand, RateWord, Verdict};
 use crate::domain::state::Snapshot;
-use crate::domain::tool::{Arguments, Progress, ToolHints, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::tool::{Arguments, Progress, ToolHints, ToolOutput, ToolQuestion, ToolReply, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 
 /// Why an execution must end before its time.
@@ -126,6 +126,12 @@ pub struct LlmRequest {
 /// Where the progress of a call goes: the last of it, for who looks in time. It never waits and holds no more than one.
 pub type ProgressSender = watch::Sender<Option<Progress>>;
 
+/// A question of a tool, and where its answer goes; dropping that means that nobody answers.
+pub type Asked = (ToolQuestion, oneshot::Sender<ToolReply>);
+
+/// Where the questions of a call go.
+pub type QuestionSender = mpsc::Sender<Asked>;
+
 /// One call of a tool.
 #[derive(Debug, Clone)]
 pub struct ToolCall {
@@ -137,6 +143,8 @@ pub struct ToolCall {
     pub context: CallContext,
     /// Who wants to know how far it has come.
     pub progress: Option<ProgressSender>,
+    /// Who answers what the tool asks, where anybody does.
+    pub questions: Option<QuestionSender>,
 }
 
 /// A provider that may be asked, and with what.

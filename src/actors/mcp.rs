@@ -1,6 +1,7 @@
 //! McpSessionActor: one tool server. Connects when it is first needed, keeps the session and its tools, connects
 //! again with backoff when the session is lost. Many calls run at once; none waits for another.
 
+mod asker;
 mod calls;
 mod catalog;
 mod server;

@@ -516,6 +516,19 @@ pub struct McpServerConfig {
     pub concurrency: NonZeroUsize,
     /// Whether the worker is ready only while this server answers.
     pub required: bool,
+    /// What becomes of what its tools ask in the middle of a call.
+    pub elicitation: Elicitation,
+}
+
+/// What becomes of questions that the tools of a server ask.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Elicitation {
+    /// Nobody answers, and the server is not told that anybody would.
+    #[default]
+    Decline,
+    /// The node waits for a person's answer.
+    Wait,
 }
 
 impl fmt::Debug for McpServerConfig {
@@ -550,6 +563,7 @@ impl Default for McpServerConfig {
             connect_timeout: Duration::from_secs(10),
             concurrency: NonZeroUsize::new(32).expect("32 is not zero"),
             required: false,
+            elicitation: Elicitation::Decline,
         }
     }
 }

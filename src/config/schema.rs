@@ -304,6 +304,7 @@ pub const KEYS: &[Key] = &[
     key("mcp.servers.*.connect_timeout", time(1)).or("10s"),
     key("mcp.servers.*.concurrency", count(1, 100_000, "calls")).or("32"),
     key("mcp.servers.*.required", Kind::Bool).or("false"),
+    key("mcp.servers.*.elicitation", Kind::OneOf(&["decline", "wait"])).or("decline"),
     key("tools.disable", Kind::List),
     key("tools.on_unknown_outcome", UNKNOWN_OUTCOME),
     key("tools.unknown_outcome.*", UNKNOWN_OUTCOME),

@@ -163,6 +163,28 @@ pub struct Progress {
     pub message: Option<String>,
 }
 
+/// What a tool asks a person in the middle of a call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolQuestion {
+    /// What is asked, in the words of the server.
+    pub message: String,
+    /// The JSON Schema of the values that are asked for; none where the person has to go somewhere instead.
+    pub schema: Option<Value>,
+    /// Where the person has to go.
+    pub url: Option<String>,
+}
+
+/// The answer to a tool.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToolReply {
+    /// Yes; with the values that were asked for.
+    Accept(Map<String, Value>),
+    /// No.
+    Decline,
+    /// Nobody answers.
+    Cancel,
+}
+
 /// The arguments of a call.
 pub type Arguments = Map<String, Value>;
 

@@ -272,8 +272,9 @@ impl Said {
         for (name, words) in members.into_iter().filter_map(|(name, words)| Some((name, words.as_ref()?))) {
             brief[name] = Value::from(words.as_str());
         }
-        if self.content.is_some() {
-            brief["edited"] = Value::from(ask.kind == Kind::Approval);
+        if ask.kind == Kind::Approval && self.content.as_ref().is_some_and(|content| content.get("arguments").is_some())
+        {
+            brief["edited"] = Value::from(true);
         }
         brief
     }

@@ -22,6 +22,9 @@ const APPROVAL: &str = "approval";
 /// Bytes of a tool's schema that a question repeats; of a longer one only that arguments are an object.
 const SCHEMA_BYTES: usize = 16 * 1024;
 
+/// The code of a node whose question nobody answered.
+pub(super) const WAIT_EXPIRED: &str = "wait_expired";
+
 /// How a node asks and waits.
 #[derive(Debug)]
 pub(super) struct Approvals {
@@ -182,10 +185,10 @@ fn decided(ask: &Ask, said: Said) -> Result<Gate, Failure> {
 }
 
 /// The end of a node to whose question nobody answered.
-fn too_late(ask: &Ask) -> Failure {
+pub(super) fn too_late(ask: &Ask) -> Failure {
     let what = ask.tool.as_deref().map(|tool| format!(" about the tool `{tool}`")).unwrap_or_default();
     Failure::permanent(
-        "wait_expired",
+        WAIT_EXPIRED,
         format!(
             "nobody answered the question {}{what} by {}; raise `wait.timeout`, or let `wait.on_expiry` choose",
             ask.wait_id, ask.expires_at

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::config::UnknownOutcome;
@@ -28,6 +28,7 @@ use crate::modes::ModeSettings;
 use crate::modes::approval::Approvals;
 use crate::modes::budget::Budget;
 use crate::modes::dialogue::{CONTEXT_OVERFLOW, Dialogue};
+use crate::modes::elicitation::Followed;
 use crate::modes::logbook::{Logbook, digest};
 use crate::modes::step::{Halt, Patience, step};
 use crate::modes::waits::{Wait, Waits};
@@ -289,11 +290,15 @@ impl<P: Ports> Execution<'_, P> {
     pub async fn call_tool(&self, call: CallId, target: &ToolTarget, arguments: Arguments, class: Class) -> Called {
         let site = CallSite::Tool(call);
         let (sender, mut told) = watch::channel(None);
+        // A tool that asks waits for its answer, so there is one at a time.
+        let (asking, mut asked) = mpsc::channel(1);
+        let place = call;
         let call = ToolCall {
             target: target.clone(),
             arguments: Arc::new(arguments),
             context: self.context(site),
             progress: Some(sender),
+            questions: Some(asking),
         };
         let start = Instant::now();
         let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
@@ -307,6 +312,14 @@ impl<P: Ports> Execution<'_, P> {
             tokio::select! {
                 biased;
                 result = &mut work => break result,
+                Some((question, answer)) = asked.recv() => {
+                    match self.follow_question(place, target, &call.arguments, question) {
+                        // Whoever asked may have gone meanwhile.
+                        Ok(Followed::Answered(reply)) => drop(answer.send(reply)),
+                        Ok(Followed::Ask(ask)) => self.wait_in_call(place, *ask).await,
+                        Err(failure) => break Err(failure),
+                    }
+                }
                 Ok(()) = news => {
                     let progress = told.borrow_and_update().clone();
                     self.progress(EventType::ToolExecuted, json!({"tool": target.to_string(), "progress": progress}));

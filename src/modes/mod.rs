@@ -15,6 +15,7 @@ mod attachments;
 mod budget;
 mod deadline;
 mod dialogue;
+mod elicitation;
 mod execution;
 mod fallback;
 mod llm;

@@ -18,7 +18,7 @@ use crate::domain::outcome::Failure;
 use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::wait::Ask;
 use crate::modes::ModeSettings;
-use crate::modes::approval::{Gate, Permission};
+use crate::modes::approval::{Gate, Permission, WAIT_EXPIRED};
 use crate::modes::execution::Execution;
 use crate::modes::logbook::length_of;
 use crate::modes::portable::Portable;
@@ -226,6 +226,10 @@ async fn answer<P: Ports>(
         Ok(output) => {
             let place = || execution.ports.journal().place(execution.delivery, call);
             Shown::of(output, target, execution.settings, place)
+        }
+        Err(failure) if failure.code == WAIT_EXPIRED => {
+            execution.tell_call(target, &called, None);
+            return (End::Failed(failure.clone()), None);
         }
         Err(failure) => {
             tracing::debug!(tool = %target, code = failure.code.as_ref(), error = %failure, "tool call failed");

@@ -52,6 +52,8 @@ pub(super) struct Waits {
     under_way: Cell<usize>,
     waiting: RefCell<Vec<Wait>>,
     asks: RefCell<Vec<Ask>>,
+    /// Calls that were begun and are made again once their question is answered.
+    again: RefCell<Vec<String>>,
     page: RefCell<Option<Page>>,
     changed: Notify,
 }
@@ -89,6 +91,11 @@ impl Waits {
         pending().await
     }
 
+    /// The call at this place is broken off for a question of its own: that is no unknown end of it.
+    pub fn again(&self, site: String) {
+        self.again.borrow_mut().push(site);
+    }
+
     /// Waits until every call that is under way stands still.
     pub async fn all_still(&self) -> Stillness {
         loop {
@@ -102,7 +109,11 @@ impl Waits {
         let longest = waiting.iter().max_by_key(|wait| wait.until);
         Stillness {
             longest: longest.map(|wait| (wait.until, wait.failure.clone())),
-            waits: waiting.iter().map(|wait| (wait.site.clone(), wait.made)).collect(),
+            waits: {
+                let again = self.again.borrow();
+                let again = again.iter().map(|site| (site.clone(), 0));
+                again.chain(waiting.iter().map(|wait| (wait.site.clone(), wait.made))).collect()
+            },
             asks: self.asks.borrow().clone(),
             page: self.page.borrow().clone(),
         }

@@ -38,6 +38,8 @@ pub struct Arena {
     pub watch: Watch,
     /// Orders to stop something, each with the moment at which it is given.
     orders: Vec<(Instant, Stop)>,
+    /// The last question that was answered.
+    answered: String,
 }
 
 /// What is noted while a run goes on.
@@ -52,6 +54,7 @@ pub struct Watch {
     pub twins: usize,
     pub in_flight_at_faults: usize,
     pub in_flight_at_pauses: usize,
+    pub decisions: usize,
     pub longest_takeover: Duration,
     pub stalled: Option<String>,
     pub accidents: Vec<String>,
@@ -110,6 +113,7 @@ impl Arena {
             poisoned,
             watch: Watch::default(),
             orders: Vec::new(),
+            answered: String::from("0-0"),
         }
     }
 
@@ -225,6 +229,7 @@ impl Arena {
         self.watch.accidents.extend(accidents);
         self.give_orders().await;
         self.count_struck().await;
+        self.agree().await;
         if let Ok(_present) = self.redis.try_lock()
             && !self.watch.dead.is_empty()
             && let Some(pending) = self.eyes.pending().await
@@ -242,6 +247,16 @@ impl Arena {
         if self.watch.last_sample.is_none_or(|last| last.elapsed() >= Duration::from_millis(500)) {
             self.watch.last_sample = Some(Instant::now());
             self.watch.memory.extend(self.fleet.memory(WATCHED));
+        }
+    }
+
+    /// Plays the person whom nodes wait for.
+    async fn agree(&mut self) {
+        let Ok(_present) = self.redis.try_lock() else { return };
+        let entries = self.eyes.agree(&mut self.answered).await;
+        if !entries.is_empty() {
+            self.watch.decisions += entries.len();
+            self.eyes.submit(&entries).await;
         }
     }
 

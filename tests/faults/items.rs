@@ -1,5 +1,6 @@
 //! The work of a run, drawn from its seed: nodes of every mode, loops with several identities of one node, copies of
-//! one item, nodes that wait, that are cancelled, or whose output is large, poison, and entries that nobody can read.
+//! one item, nodes that wait for a moment or for a person, that are cancelled, or whose output is large, poison, and
+//! entries that nobody can read.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub enum Kind {
     PatientTool,
     PatientLlm,
     PatientAgent,
+    /// An agent two of whose calls want a person's word.
+    Asking,
     /// Never ends unless somebody cancels it.
     Held,
     Slow,
@@ -97,7 +100,8 @@ impl Work {
                 390..480 => Kind::Put,
                 480..520 => Kind::Large,
                 520..690 => Kind::Llm,
-                690..920 => Kind::Agent,
+                690..890 => Kind::Agent,
+                890..920 => Kind::Asking,
                 920..935 => Kind::PatientTool,
                 935..950 => Kind::PatientLlm,
                 950..970 => Kind::PatientAgent,
@@ -189,6 +193,11 @@ pub fn item(kind: Kind, graph: String, node: String, run: String, host: &str) ->
         Kind::Llm => (json!({"llm_config": {"prompt": "{{ name }}"}}), &[]),
         Kind::PatientLlm => (json!({"llm_config": {"prompt": "{{ name }}", "system": "patient"}}), &[]),
         Kind::Agent => (agent("an agent", json!(["effects/charge", "effects/put"])), &[false, true, false]),
+        Kind::Asking => {
+            let mut config = agent("an agent", json!(["effects/charge", "effects/put"]));
+            config["approve"] = json!(["effects/charge"]);
+            (config, &[false, true, false])
+        }
         Kind::PatientAgent => {
             let tools = json!(["effects/charge", "effects/busy", "effects/put"]);
             (agent("a patient agent", tools), &[false, false, true])
@@ -201,7 +210,7 @@ pub fn item(kind: Kind, graph: String, node: String, run: String, host: &str) ->
     let mut entry = json!({
         "graph_id": graph, "node_id": node, "run_id": run, "config": config, "inputs": {"name": run},
     });
-    let agent = matches!(kind, Kind::Agent | Kind::PatientAgent);
+    let agent = matches!(kind, Kind::Agent | Kind::PatientAgent | Kind::Asking);
     let end = match kind {
         Kind::Poison => End::Failed { category: "poison", letter: true },
         Kind::Held => End::Failed { category: "cancelled", letter: false },
@@ -214,7 +223,7 @@ pub fn item(kind: Kind, graph: String, node: String, run: String, host: &str) ->
     };
     let waits = match kind {
         Kind::PatientTool | Kind::PatientLlm => 1,
-        Kind::PatientAgent => 2,
+        Kind::PatientAgent | Kind::Asking => 2,
         _ => 0,
     };
     let large = kind == Kind::Large;

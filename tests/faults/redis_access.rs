@@ -116,6 +116,28 @@ impl Eyes {
         self.ask::<()>(&["PEXPIRE", &key, ORDER_MS]).await;
     }
 
+    /// Agreement to every question after `from`, which moves on; nothing if the server is away. Every third is given twice.
+    pub async fn agree(&mut self, from: &mut String) -> Vec<Entry> {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(format!("{PREFIX}events:node.input_required")).arg(format!("({from}")).arg("+");
+        let page: RedisResult<Vec<(String, HashMap<String, Vec<u8>>)>> = self.try_ask(&command).await;
+        let mut entries = Vec::new();
+        for (id, fields) in page.unwrap_or_default() {
+            let event: Value = serde_json::from_slice(&fields["data"]).expect("an event is JSON");
+            let decision = serde_json::json!({
+                "graph_id": event["graph_id"], "node_id": event["node_id"], "run_id": event["run_id"],
+                "decision": {"wait_id": event["data"]["wait_id"], "action": "accept", "by": "the suite"},
+            });
+            let entry = Entry { data: decision.to_string().into_bytes(), stop: None };
+            entries.push(entry.clone());
+            if id.as_bytes().iter().map(|byte| u32::from(*byte)).sum::<u32>() % 3 == 0 {
+                entries.push(entry);
+            }
+            *from = id;
+        }
+        entries
+    }
+
     /// The entries of a stream, each as its fields.
     async fn stream(&mut self, key: &str) -> Vec<HashMap<String, Vec<u8>>> {
         let mut all = Vec::new();

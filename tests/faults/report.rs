@@ -40,6 +40,7 @@ pub fn table(storm: Storm, arena: &Arena, evidence: &Evidence, verdict: &Verdict
             format!("{} told to the model, {} ended their node", figures.unknown_told, figures.unknown_ends),
         ),
         ("completions paid twice", figures.completions_twice.to_string()),
+        ("decisions of a person, some of them twice", arena.watch.decisions.to_string()),
         ("waits outside of a slot asked for", arena.world.put_off().to_string()),
         (
             "outputs stored apart, nodes cancelled, dead letters",

@@ -10,6 +10,7 @@ mod concurrency;
 mod config_start;
 mod dead_letters;
 mod deadlines;
+mod elicitation;
 mod errors;
 mod events;
 #[cfg(not(feature = "failpoints"))]

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::server::Server;
-use crate::clients::mcp::{CallMeta, McpError};
+use crate::clients::mcp::{CallMeta, Era, McpError, Session};
 use crate::domain::outcome::Failure;
 use crate::domain::tool::ToolOutput;
+use crate::ports::ToolCall;
 use crate::tools::resolve::{allowed, matches};
 
 impl Server {
     /// Calls a tool; once more where its session was lost and that is safe.
-    pub(super) async fn call(&self, call: &crate::ports::ToolCall) -> Result<ToolOutput, Failure> {
+    pub(super) async fn call(&self, call: &ToolCall) -> Result<ToolOutput, Failure> {
         if !allowed(&self.config, &call.target.name) {
             return Err(Failure::configuration(
                 "tool_not_allowed",
@@ -29,7 +30,7 @@ impl Server {
         let mut session = self.session().await?;
         let repeatable = self.fact(&call.target.name, |facts| facts.repeatable).unwrap_or(false);
         let mut started = Instant::now();
-        let answer = match session.call_tool(&call.target.name, &call.arguments, meta()).await {
+        let answer = match self.put(&session, call, meta()).await {
             Err(error @ McpError::SessionLost { .. }) => {
                 self.forget(&session).await;
                 if error.may_have_run() && !repeatable {
@@ -40,7 +41,7 @@ impl Server {
                 // It did not run, because the server no longer knows the session; or it may run twice.
                 session = self.session().await?;
                 started = Instant::now();
-                session.call_tool(&call.target.name, &call.arguments, meta()).await
+                self.put(&session, call, meta()).await
             }
             answer => answer,
         };
@@ -56,6 +57,14 @@ impl Server {
                 Err(failure)
             }
         }
+    }
+
+    /// Makes a call, with somebody who answers what the tool asks.
+    async fn put(&self, session: &Session, call: &ToolCall, meta: CallMeta) -> Result<ToolOutput, McpError> {
+        let made = session.call_tool(&call.target.name, &call.arguments, meta);
+        let Some(asker) = &self.asker else { return made.await };
+        let alone = session.info().era == Era::Legacy;
+        asker.during(call.questions.clone(), alone, made).await
     }
 
     /// How long a tool may be silent, where it has a limit of its own.

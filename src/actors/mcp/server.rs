@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::asker::Asker;
 use super::catalog::Catalog;
-use crate::clients::mcp::{Endpoint, ServerInfo, Session};
-use crate::config::McpServerConfig;
+use crate::clients::mcp::{AnswerInput, Endpoint, ServerInfo, Session};
+use crate::config::{Elicitation, McpServerConfig};
 use crate::domain::outcome::{Category, Failure};
 use crate::domain::tool_server::{ServerState, ServerStatus};
 use crate::health::Health;
@@ -27,6 +28,8 @@ pub struct Server {
     /// As it is configured.
     pub(super) config: McpServerConfig,
     endpoint: Endpoint,
+    /// Who answers what its tools ask, where anybody does.
+    pub(super) asker: Option<Arc<Asker>>,
     /// Whether its tools are still what they were.
     pub approval: Approval,
     /// Calls that may be under way at once.
@@ -67,13 +70,20 @@ impl Server {
         if config.required {
             health.required_server(true);
         }
+        let asker = (config.elicitation == Elicitation::Wait).then(Arc::<Asker>::default);
+        let endpoint = Endpoint::new(name, config.clone());
+        let endpoint = match &asker {
+            Some(asker) => endpoint.answered(Arc::clone(asker) as Arc<dyn AnswerInput>),
+            None => endpoint,
+        };
         let transport = if config.url.is_some() { "http" } else { "stdio" };
         let status =
             ServerStatus { name: name.to_owned(), transport, required: config.required, ..ServerStatus::default() };
         Arc::new(Self {
             name: name.to_owned(),
             slots: Semaphore::new(config.concurrency.get()),
-            endpoint: Endpoint::new(name, config.clone()),
+            endpoint,
+            asker,
             config,
             approval,
             link: Mutex::new(link),

@@ -115,7 +115,8 @@ async fn call(running: &Running, name: &str, arguments: Arguments, limit: Durati
     {
         return Ended::Unfit(complaints);
     }
-    let call = ToolCall { target: spec.target, arguments: Arc::new(arguments), context, progress: None };
+    let call =
+        ToolCall { target: spec.target, arguments: Arc::new(arguments), context, progress: None, questions: None };
     match running.tools.call(call).await {
         Ok(output) => Ended::Answered(output),
         Err(failure) => Ended::Failed(failure),

@@ -8,7 +8,8 @@ import os
 import sys
 
 import anyio
-from mcp.server.fastmcp import FastMCP, Image
+from mcp.server.fastmcp import Context, FastMCP, Image
+from pydantic import BaseModel
 
 over_http = sys.argv[1] == "http"
 server = FastMCP(
@@ -42,6 +43,22 @@ async def say(text: str, after: float = 0) -> str:
 def pid() -> int:
     """Gives this process's id."""
     return os.getpid()
+
+
+class Seat(BaseModel):
+    """What is asked of a person."""
+
+    seat: str
+    meal: str = "none"
+
+
+@server.tool()
+async def book(flight: str, ctx: Context) -> str:
+    """Books a seat that a person chooses."""
+    answer = await ctx.elicit(f"Which seat on {flight}?", schema=Seat)
+    if answer.action != "accept":
+        return f"not booked: {answer.action}"
+    return f"booked {answer.data.seat} with {answer.data.meal}"
 
 
 @server.tool()
