@@ -306,7 +306,7 @@ impl PublisherDeps {
     ) {
         let delivery = execution.delivery;
         let meta = Meta {
-            origin: Some(String::from(delivery.meta.origin.as_deref().unwrap_or(delivery.entry.as_str()))),
+            origin: Some(delivery.meta.first_entry(&delivery.entry).to_string()),
             attempt: delivery.meta.attempt,
             crashes: if custody.has_progressed() { 0 } else { delivery.crashes },
             redriven: delivery.meta.redriven,

@@ -42,6 +42,11 @@ pub(super) fn settled_by(value: &str) -> Option<&str> {
     value.strip_prefix("d\n")?.lines().next()
 }
 
+/// The work id in the value of a run that waits outside of the stream; `None` for every other.
+pub(super) fn parked_by(value: &str) -> Option<&str> {
+    value.strip_prefix("p\n")?.lines().next()
+}
+
 /// The work id on one line: its entry part may come from a `meta` that somebody else wrote.
 pub(super) fn line(work: &WorkId) -> Cow<'_, str> {
     let text = work.as_str();
@@ -66,6 +71,8 @@ mod tests {
     fn only_a_settled_run_tells_who_settled_it() {
         assert_eq!(settled_by("d\nexecutor.work/5-0\nw:1\n2\nevt_1"), Some("executor.work/5-0"));
         assert_eq!(settled_by("r\nexecutor.work/5-0\nexecutor.work\n5-0"), None);
+        assert_eq!(parked_by("p\nexecutor.work/5-0\nw:1\n2"), Some("executor.work/5-0"));
+        assert_eq!(parked_by("r\nexecutor.work/5-0\nexecutor.work\n5-0"), None);
     }
 
     #[test]

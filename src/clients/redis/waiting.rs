@@ -124,7 +124,7 @@ impl WaitingRoom {
         let others = || self.streams.iter().filter(|other| *other != stream);
         let (old, new) = replace.unwrap_or_default();
         let bytes: usize = written.asks.iter().map(|ask| ask.ask_json.len() + ask.event_json.len()).sum();
-        let names = format!("{}\n{}\n{}", item.graph_id, item.node_id, item.run_id);
+        let names = Run::lines(item);
         let mut call = WAIT.call(9 + others().count(), bytes + old.len() + new.len() + 2048);
         call.arg(&**stream)
             .arg(self.keys.done(&item.graph_id))
@@ -181,7 +181,7 @@ impl WaitingRoom {
     ) -> Result<Decided, RedisError> {
         let mut own: Option<Said> = None;
         for _ in 0..JUDGED {
-            let (asked, ended, now) = self.facts(decision).await?;
+            let Facts { asked, ended, parked, now } = self.facts(decision).await?;
             if let (Some(own), Some(Asked { said: Some(said), .. })) = (&own, &asked)
                 && own == said
             {
@@ -191,7 +191,10 @@ impl WaitingRoom {
             let judged = wait::judge(decision, asked.as_ref(), ended, now, &fits);
             // A second try of the same must be known as such.
             let said = own.get_or_insert_with(|| decision.said(now)).clone();
-            let call = self.decide_call(decision, entry, asked.as_ref(), &judged, &said, now);
+            let ask = asked.as_ref().map(|asked| &asked.ask);
+            // The work that waits now goes on, whoever had asked first for the same run.
+            let work = parked.as_deref().or(ask.map(|ask| ask.work_id.as_str()));
+            let call = self.decide_call(decision, entry, ask, work, &judged, &said, now);
             let answer = match self.link.eval(&DECIDE, &call).await {
                 Ok(answer) => answer,
                 // Without an entry nobody else will try this again.
@@ -212,8 +215,7 @@ impl WaitingRoom {
         Err(RedisError::Unexpected { what: "a question that keeps changing" })
     }
 
-    /// The question with its answer, whether the run has ended, and the server's clock.
-    async fn facts(&self, decision: &Decision) -> Result<(Option<Asked>, bool, Timestamp), RedisError> {
+    async fn facts(&self, decision: &Decision) -> Result<Facts, RedisError> {
         let what = "a question";
         let Decision { graph_id, node_id, run_id, wait_id, .. } = decision;
         let mut pipeline = Pipeline::with_capacity(3);
@@ -230,22 +232,27 @@ impl WaitingRoom {
         let [seconds, micros] = reply::tuple::<2>(time?, what)?;
         let millis = reply::number(&seconds).zip(reply::number(&micros)).map(|(s, micros)| s * 1000 + micros / 1000);
         let now = millis.and_then(|millis| Timestamp::from_millisecond(i64::try_from(millis).ok()?).ok());
-        let ended = done.as_deref().and_then(record::settled_by).is_some();
-        Ok((asked(kept?)?, ended, now.ok_or(RedisError::Unexpected { what })?))
+        Ok(Facts {
+            asked: asked(kept?)?,
+            ended: done.as_deref().and_then(record::settled_by).is_some(),
+            parked: done.as_deref().and_then(record::parked_by).map(String::from),
+            now: now.ok_or(RedisError::Unexpected { what })?,
+        })
     }
 
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the one call")]
     fn decide_call(
         &self,
         decision: &Decision,
         entry: Option<&RawEntry>,
-        asked: Option<&Asked>,
+        ask: Option<&Ask>,
+        work: Option<&str>,
         judged: &Result<(), Refusal>,
         said: &Said,
         now: Timestamp,
     ) -> redis::Cmd {
         let Decision { graph_id, node_id, run_id, wait_id, .. } = decision;
-        let ask = asked.map(|asked| &asked.ask);
-        let (stream, first) = ask.and_then(Ask::origin).unwrap_or_default();
+        let (stream, first) = work.and_then(|work| work.rsplit_once('/')).unwrap_or_default();
         let by_hand = || self.streams.first().map_or("", |stream| &**stream);
         let own = entry.map_or_else(by_hand, |entry| &*entry.stream);
         let event = self.event(decision, entry, ask, judged, now);
@@ -429,6 +436,17 @@ impl WaitingRoom {
             }
         }
     }
+}
+
+/// What a decision is judged by.
+struct Facts {
+    asked: Option<Asked>,
+    /// Whether the run has ended.
+    ended: bool,
+    /// The work that waits outside of its stream, if the run does.
+    parked: Option<String>,
+    /// The server's clock.
+    now: Timestamp,
 }
 
 /// A node that begins to wait.
