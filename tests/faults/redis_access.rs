@@ -24,6 +24,9 @@ const PAGE: usize = 2000;
 /// How long an order to stop lasts.
 const ORDER_MS: &str = "86400000";
 
+/// Entries of a stream: id and fields.
+type Page = Vec<(String, HashMap<String, Vec<u8>>)>;
+
 /// A connection that comes back.
 pub struct Eyes {
     client: redis::Client,
@@ -120,7 +123,7 @@ impl Eyes {
     pub async fn agree(&mut self, from: &mut String) -> Vec<Entry> {
         let mut command = redis::cmd("XRANGE");
         command.arg(format!("{PREFIX}events:node.input_required")).arg(format!("({from}")).arg("+");
-        let page: RedisResult<Vec<(String, HashMap<String, Vec<u8>>)>> = self.try_ask(&command).await;
+        let page: RedisResult<Page> = self.try_ask(&command).await;
         let mut entries = Vec::new();
         for (id, fields) in page.unwrap_or_default() {
             let event: Value = serde_json::from_slice(&fields["data"]).expect("an event is JSON");

@@ -15,7 +15,7 @@ pub fn table(storm: Storm, arena: &Arena, evidence: &Evidence, verdict: &Verdict
     let effects: u32 = evidence.effects.values().map(|effect| effect.times).sum();
     let mebibytes = |bytes: Option<&u64>| bytes.map_or(0, |bytes| bytes / 1024 / 1024);
     let memory = &evidence.memory;
-    let rows: [(&str, String); 23] = [
+    let rows: [(&str, String); 24] = [
         ("items", storm.items.to_string()),
         ("worker kills (`SIGKILL`)", watch.kills.to_string()),
         ("Redis faults", watch.redis_faults.to_string()),
