@@ -3,6 +3,7 @@
 //! several at once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::fut::ActorFutureExt as _;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Blobs, EventLog, Mended, Permissions, RedisError, Upkeep};
+use crate::clients::redis::{Blobs, EventLog, Mended, Permissions, RedisError, Upkeep, WaitingRoom};
 use crate::health::Health;
 
 /// How often everything is looked through.
@@ -28,6 +29,10 @@ const PROLONGING: Duration = Duration::from_secs(10);
 pub struct JanitorDeps {
     /// Consumers, parked work and counts.
     pub upkeep: Upkeep,
+    /// What others are asked.
+    pub waiting: WaitingRoom,
+    /// How far the open questions were looked through.
+    pub asked: AtomicU64,
     /// Large outputs.
     pub blobs: Blobs,
     /// Terminal streams.
@@ -108,6 +113,10 @@ impl JanitorDeps {
             if let Err(error) = self.upkeep.uncount(stream).await {
                 told("crashes", error);
             }
+        }
+        match self.waiting.mend(self.asked.load(Ordering::Relaxed)).await {
+            Ok(next) => self.asked.store(next, Ordering::Relaxed),
+            Err(error) => told("open questions", error),
         }
         if let Err(error) = self.blobs.prolong(PROLONGING).await {
             told("large outputs", error);

@@ -5,6 +5,7 @@ mod desk;
 pub mod wiring;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use actix::{Actor as _, Arbiter, System};
@@ -265,7 +266,7 @@ impl Worker {
         });
         let mover_deps = Arc::new(MoverDeps {
             parking,
-            waiting,
+            waiting: waiting.clone(),
             streams: reader_deps.streams.clone(),
             park_after: config.retry.park_after,
             heartbeat: config.lease.renew(),
@@ -277,6 +278,8 @@ impl Worker {
         let permissions = Permissions::new(link.clone(), keys.clone(), reader_deps.streams.clone());
         let janitor_deps = Arc::new(JanitorDeps {
             upkeep: Upkeep::new(link.clone(), keys.clone(), &config.work.group, Arc::clone(&consumer)),
+            waiting,
+            asked: AtomicU64::new(0),
             blobs,
             events: event_log,
             permissions: permissions.clone(),

@@ -393,6 +393,32 @@ impl WaitingRoom {
         Ok((next, asks))
     }
 
+    /// Forgets questions, some at a time, whose journal is gone or has their answer. Gives where to go on, as
+    /// [`Self::page`] does.
+    pub async fn mend(&self, from: u64) -> Result<u64, RedisError> {
+        let (next, page) = self.page(from).await?;
+        let mut pipeline = Pipeline::with_capacity(2 * page.len());
+        for Open { wait_id, graph_id, node_id, run_id } in &page {
+            let journal = self.keys.journal(graph_id, node_id, run_id);
+            pipeline.cmd("HEXISTS").arg(&journal).arg(ask_field(wait_id));
+            pipeline.cmd("HEXISTS").arg(&journal).arg(said_field(wait_id));
+        }
+        if page.is_empty() {
+            return Ok(next);
+        }
+        let mut found = self.link.pipeline(&pipeline).await?.into_iter();
+        let mut gone = Vec::new();
+        for open in page {
+            let mut is_there = || found.next().map_or(Ok(None), |answer| answer.map(|answer| reply::number(&answer)));
+            let (asked, said) = (is_there()?, is_there()?);
+            if asked == Some(0) || said == Some(1) {
+                gone.push(open.wait_id);
+            }
+        }
+        self.forget(&gone).await?;
+        Ok(next)
+    }
+
     /// What the audit says of a question that is not open any more, if it was answered lately.
     pub async fn audited(&self, wait: &WaitId) -> Result<Option<Value>, RedisError> {
         let what = "the audit of decisions";

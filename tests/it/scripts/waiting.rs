@@ -360,4 +360,17 @@ async fn open_questions_are_found_by_name_and_page_by_page() {
     worker.waiting.forget(&[asks[7].wait_id.clone()]).await.expect("an answer");
     assert_eq!(worker.waiting.find(&asks[7].wait_id).await.expect("an answer"), None);
     assert_eq!(worker.waiting.count().await.expect("an answer"), 699);
+
+    // A journal that is gone leaves names behind; they are forgotten by whoever looks through them.
+    decide(&worker, &decision(&asks[8], Action::Accept, "ann")).await;
+    world.redis::<()>(&["HSET", &world.keys.waits(), "wait_8", "g\nn\nr"]).await;
+    world.redis::<()>(&["HSET", &world.keys.waits(), "wait_gone", "g\nn\nother"]).await;
+    let mut from = 0;
+    loop {
+        from = worker.waiting.mend(from).await.expect("an answer");
+        if from == 0 {
+            break;
+        }
+    }
+    assert_eq!(worker.waiting.count().await.expect("an answer"), 698);
 }

@@ -112,6 +112,24 @@ pub enum Answer {
     Lost,
 }
 
+/// The header of a journal that begins with a question.
+pub const HEADER: &str = r#"{"v":1}"#;
+/// The state of a node that waits for somebody.
+pub const WAITS: &str = r#"{"status":"waiting"}"#;
+
+/// An answer, whatever its words are.
+pub const SAID: &str = "said";
+
+/// A question that a run asks when it begins to wait.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Its field in the journal.
+    pub ask: String,
+    /// The field of its answer.
+    pub said: String,
+    pub question: String,
+}
+
 /// What an end writes.
 #[derive(Debug, Clone)]
 pub struct End {
@@ -297,7 +315,15 @@ impl Model {
         Answer::Done
     }
 
-    pub fn park(&mut self, delivered: usize, entry: Id, by: &Owner, meta: Meta, due: bool) -> Answer {
+    pub fn park(
+        &mut self,
+        delivered: usize,
+        entry: Id,
+        by: &Owner,
+        meta: Meta,
+        due: bool,
+        asked: Option<Question>,
+    ) -> Answer {
         let Work { stream, run, .. } = self.works[delivered];
         let run = run.expect("only what was understood is parked");
         let record = Record::Parked { work: delivered, owner: by.clone() };
@@ -308,10 +334,36 @@ impl Model {
             self.drop_entry(at, Place::Gone);
             return Answer::Duplicate;
         }
-        self.drop_entry(at, Place::Parked { due });
+        // What was answered before it waits is not waited for.
+        let said = asked.as_ref().is_some_and(|asked| self.runs[run].journal.contains_key(&asked.said));
+        self.drop_entry(at, Place::Parked { due: due || said });
+        if let Some(Question { ask, question, .. }) = asked {
+            let run = &mut self.runs[run];
+            run.journal.entry(String::from("hdr")).or_insert_with(|| String::from(HEADER));
+            run.journal.entry(ask).or_insert(question);
+            run.node_state = Some(String::from(WAITS));
+        }
         self.works[at].meta = meta;
         self.runs[run].record = record;
         Answer::Done
+    }
+
+    /// What a decision about a run comes to.
+    pub fn decide(&mut self, run: usize, ask: &str, said: &str) -> &'static str {
+        let Run { record, journal, .. } = &mut self.runs[run];
+        if !journal.contains_key(ask) {
+            return if matches!(record, Record::Done { .. }) { "node_ended" } else { "unknown_wait" };
+        }
+        if journal.contains_key(said) {
+            return "already_decided";
+        }
+        journal.insert(String::from(said), String::from(SAID));
+        if let Record::Parked { work, .. } = *record
+            && let Place::Parked { due } = &mut self.works[work].place
+        {
+            *due = true;
+        }
+        "counts"
     }
 
     pub fn due(&self, stream: usize) -> Vec<usize> {

@@ -50,7 +50,7 @@ fn answered<T, E: std::fmt::Display>(what: &str, answer: Result<T, E>) -> Check<
 #[derive(Clone)]
 enum Sent {
     End { ending: Ending, large: bool },
-    Park { due: bool },
+    Park { due: bool, asks: bool },
 }
 
 /// A piece of work as a worker believes to have it.
@@ -202,7 +202,8 @@ impl<'a> Play<'a> {
             }
             Operation::Park { worker, pick, due, lost } => {
                 let Some((worker, at)) = self.choose(worker, pick, Holding::may_wait) else { return Ok(()) };
-                self.park(worker, at, due, lost).await
+                // Half of what waits waits for somebody.
+                self.park(worker, at, due, pick % 2 == 1, lost).await
             }
             Operation::Move { stream, between } => self.bring_back(stream, &between).await,
             Operation::HandBack { worker, pick } => self.hand_back(worker, pick).await,
@@ -214,7 +215,10 @@ impl<'a> Play<'a> {
             Operation::Stranded { worker, stream } => self.stranded(worker, stream).await,
             Operation::Redrive { pick, stale } => self.redrive(pick, stale).await,
             Operation::Order { run } => self.order(run, true).await,
-            Operation::Recall { run } => self.order(run, false).await,
+            Operation::Recall { run } => {
+                self.order(run, false).await?;
+                self.decide(run).await
+            }
             Operation::Clean { worker } => self.clean(worker).await,
             Operation::Die { worker } => {
                 self.processes[worker] = self.process();

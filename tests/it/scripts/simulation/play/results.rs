@@ -1,8 +1,38 @@
 //! How work leaves a worker and comes back: settling, dead letters, parking and movers.
 
-use da_node_executor::clients::redis::LargeOutput;
+use da_node_executor::clients::redis::{Decided, LargeOutput};
+use da_node_executor::domain::journal::{ask_field, said_field};
+use da_node_executor::domain::outcome::Waiting;
+use da_node_executor::domain::settlement::{WrittenAsk, WrittenWait};
+use da_node_executor::domain::wait::{Action, Ask, AskedBy, Decision, Kind, OnExpiry, WaitId};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
 
+use super::super::model::{HEADER, Question, WAITS};
 use super::*;
+
+/// The one question of a run, the same whoever asks it.
+fn question(run: usize) -> Ask {
+    let id = |text: &str| text.to_owned();
+    Ask {
+        wait_id: WaitId::from_text(format!("wait-{run}")),
+        kind: Kind::Approval,
+        graph_id: id("g").try_into().expect("an id"),
+        node_id: node_id(run),
+        run_id: id("r").try_into().expect("an id"),
+        work_id: id("elsewhere/1-0"),
+        message: id("May it be?"),
+        schema: json!({}),
+        asked_by: AskedBy::Rule { rule: id("pay") },
+        tool: None,
+        arguments: None,
+        last_words: None,
+        url: None,
+        asked_at: Timestamp::UNIX_EPOCH,
+        expires_at: "9000-01-01T00:00:00Z".parse().expect("a time"),
+        on_expiry: OnExpiry::Fail,
+    }
+}
 
 impl Play<'_> {
     /// The same texts whenever it is sent, and others than anybody else's.
@@ -45,7 +75,7 @@ impl Play<'_> {
         let Some(item) = &holding.item else { return self.dead_letter(worker, at, lost).await };
         match holding.sent {
             Some(Sent::End { ending: sent, large: as_sent }) => (ending, large) = (sent, as_sent),
-            Some(Sent::Park { due }) => return self.park(worker, at, due, lost).await,
+            Some(Sent::Park { due, asks }) => return self.park(worker, at, due, asks, lost).await,
             None if holding.ordered => ending = Ending::Failed,
             None => {}
         }
@@ -118,11 +148,11 @@ impl Play<'_> {
         Ok(())
     }
 
-    pub(super) async fn park(&mut self, worker: usize, at: usize, mut due: bool, lost: bool) -> Check {
+    pub(super) async fn park(&mut self, worker: usize, at: usize, mut due: bool, mut asks: bool, lost: bool) -> Check {
         let holding = self.processes[worker].held[at].clone();
         let Some(item) = holding.item.as_ref().filter(|_| !holding.ordered) else { return Ok(()) };
         match holding.sent {
-            Some(Sent::Park { due: sent }) => due = sent,
+            Some(Sent::Park { due: sent, asks: as_sent }) => (due, asks) = (sent, as_sent),
             Some(Sent::End { .. }) => return Ok(()),
             None => {}
         }
@@ -134,12 +164,59 @@ impl Play<'_> {
         };
         let wait = if due { Duration::ZERO } else { Duration::from_secs(3600) };
         let process = &mut self.processes[worker];
-        process.held[at].sent = Some(Sent::Park { due });
-        let answer = process.tools.parking.park(item, &meta, Instant::now() + wait).await;
+        process.held[at].sent = Some(Sent::Park { due, asks });
+        let ask = question(self.model.works[holding.work].run.ok_or("only what was understood waits")?);
+        let question = json!(ask).to_string();
+        let answer = if asks {
+            let now = Timestamp::now();
+            let waiting = Waiting {
+                asks: vec![ask.clone()],
+                expires_at: if due { Timestamp::UNIX_EPOCH } else { now + SignedDuration::from_hours(1) },
+                until: None,
+                waits: BTreeMap::new(),
+                since: now,
+                header: String::from(HEADER),
+                restart: false,
+            };
+            let written =
+                WrittenAsk { wait_id: ask.wait_id.clone(), ask_json: question.clone(), event_json: String::from("{}") };
+            let written = WrittenWait { node_json: String::from(WAITS), asks: vec![written] };
+            process.tools.waiting.wait(item, &meta, &waiting, &written, true).await
+        } else {
+            process.tools.parking.park(item, &meta, Instant::now() + wait).await
+        };
         let found = ended(answered("parking", answer)?)?;
-        agree("parking", found, self.model.park(holding.work, holding.entry(), &holding.owner(), meta, due))?;
+        let asked = asks.then(|| Question { ask: ask_field(&ask.wait_id), said: said_field(&ask.wait_id), question });
+        let expected = self.model.park(holding.work, holding.entry(), &holding.owner(), meta, due, asked);
+        agree("parking", found, expected)?;
         self.over(worker, &holding, lost);
         Ok(())
+    }
+
+    /// Somebody decides what a run waits for, or has waited for, or never asked.
+    pub(super) async fn decide(&mut self, run: usize) -> Check {
+        if run >= RUNS {
+            return Ok(());
+        }
+        let ask = question(run);
+        let decision = Decision {
+            graph_id: ask.graph_id.clone(),
+            node_id: ask.node_id.clone(),
+            run_id: ask.run_id.clone(),
+            wait_id: ask.wait_id.clone(),
+            action: Action::Accept,
+            content: None,
+            by: None,
+            note: None,
+        };
+        let answer = self.processes[0].tools.waiting.decide(&decision, None, |_, _| Ok(())).await;
+        let found = match answered("a decision", answer)? {
+            Decided::Counts => "counts",
+            Decided::Refused(refusal) => refusal.code,
+            Decided::Lost => "lost",
+        };
+        let (asked, said) = (ask_field(&ask.wait_id), said_field(&ask.wait_id));
+        agree("a decision", found, self.model.decide(run, &asked, &said))
     }
 
     /// The worker is told how it ended, unless the answer was lost.
