@@ -20,7 +20,8 @@ impl WaitDesk for Desk {
         let room = self.0.clone();
         Box::pin(async move {
             let Some(open) = room.find(&WaitId::from_text(wait)).await.map_err(told)? else { return Ok(None) };
-            let asked = room.look(std::slice::from_ref(&open)).await.map_err(told)?.pop().flatten();
+            let asked =
+                room.look(std::slice::from_ref(&open)).await.map_err(told)?.pop().transpose().map_err(told)?.flatten();
             Ok(asked.filter(|asked| asked.said.is_none()).map(|Asked { ask, .. }| json!(ask)))
         })
     }

@@ -196,7 +196,7 @@ async fn tell_unknown(room: &WaitingRoom, wait_id: &WaitId) -> Result<u8, RedisE
 
 async fn show(room: &WaitingRoom, wait_id: &WaitId) -> Result<u8, RedisError> {
     let found = match room.find(wait_id).await? {
-        Some(open) => room.look(std::slice::from_ref(&open)).await?.pop().flatten(),
+        Some(open) => room.look(std::slice::from_ref(&open)).await?.pop().transpose()?.flatten(),
         None => None,
     };
     let Some(Asked { ask, .. }) = found else { return tell_unknown(room, wait_id).await };

@@ -330,7 +330,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(code: &'static str, message: impl Into<String>) -> Self {
+    /// A refusal with nothing decided yet.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), said: None }
     }
 }
@@ -365,7 +366,11 @@ pub fn judge(
     if decision.action != Action::Accept {
         return Ok(());
     }
-    // An approval may do without a content: the call is then made as it stands. So may whatever asks for nothing.
+    // An approval may do without a content: the call is then made as it stands.
+    if ask.kind == Kind::Approval && decision.content.is_none() {
+        return Ok(());
+    }
+    // So may whatever asks for nothing.
     let empty = Value::Object(serde_json::Map::new());
     fits(ask, decision.content.as_ref().unwrap_or(&empty)).map_err(|why| {
         Refusal::new("content_invalid", format!("the decision's `content` does not fit what was asked: {why}"))

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use actix_web::HttpResponse;
-use actix_web::web::{Data, Json, Path, Query};
+use actix_web::web::{Bytes, Data, Path, Query};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -85,14 +85,15 @@ pub(super) struct Body {
     note: Option<String>,
 }
 
-pub(super) async fn decide(
-    desk: Data<Arc<dyn WaitDesk>>,
-    path: Path<(String, String)>,
-    body: Option<Json<Body>>,
-) -> HttpResponse {
+pub(super) async fn decide(desk: Data<Arc<dyn WaitDesk>>, path: Path<(String, String)>, body: Bytes) -> HttpResponse {
     let (wait, way) = path.into_inner();
-    let Body { action, arguments, content, by, note } = body.map(Json::into_inner).unwrap_or_default();
     let wrong = |message: &str| HttpResponse::BadRequest().json(json!({"error": message}));
+    // Whatever its content type says: a body that cannot be read must not pass for none, which agrees to everything.
+    let read = if body.is_empty() { Ok(Body::default()) } else { serde_json::from_slice(&body) };
+    let Body { action, arguments, content, by, note } = match read {
+        Ok(body) => body,
+        Err(error) => return wrong(&format!("the body is not a decision: {error}")),
+    };
     let action = match (way.as_str(), action) {
         ("approve", None) => String::from("accept"),
         ("reject", None) => String::from("reject"),

@@ -13,8 +13,9 @@ use crate::domain::journal::CallId;
 use crate::domain::node::NodeConfig;
 use crate::domain::outcome::{Category, Failure};
 use crate::domain::tool::{Arguments, ToolSpec, ToolTarget};
-use crate::domain::wait::{Action, Answer, Ask, AskedBy, Kind, OnExpiry, Said};
+use crate::domain::wait::{Action, Answer, Ask, Asked, AskedBy, Kind, OnExpiry, Said};
 use crate::modes::execution::{CallSite, Execution};
+use crate::modes::logbook::mismatch;
 use crate::ports::Ports;
 
 /// What a call's question is named by, beside its place.
@@ -24,6 +25,9 @@ const SCHEMA_BYTES: usize = 16 * 1024;
 
 /// The code of a node whose question nobody answered.
 pub(super) const WAIT_EXPIRED: &str = "wait_expired";
+
+/// Characters of changed arguments that the model is shown with the result.
+const SHOWN_CHARS: usize = 2000;
 
 /// How a node asks and waits.
 #[derive(Debug)]
@@ -103,6 +107,13 @@ impl<P: Ports> Execution<'_, P> {
     ) -> Result<Gate, Failure> {
         let wait_id = self.wait_id(CallSite::Tool(call), APPROVAL);
         match self.logbook.asked(&wait_id) {
+            // What somebody decides is decided of this very call.
+            Some(Asked { ask, .. })
+                if !begun
+                    && (ask.tool != Some(spec.target.to_string()) || ask.arguments.as_ref() != Some(arguments)) =>
+            {
+                Err(mismatch(&format!("the call of `{}` that was asked about is another one by now", spec.target)))
+            }
             // The moment at which this entry was added is what counts: the timer brings a node back no earlier.
             Some(asked) => match asked.answer(self.delivery.added_at()) {
                 Answer::Said(said) => decided(&asked.ask, said),
@@ -129,10 +140,24 @@ impl<P: Ports> Execution<'_, P> {
         }
     }
 
+    /// What somebody who agreed said of a call that was begun.
+    pub fn agreed(&self, call: CallId) -> Permission {
+        let asked = self.logbook.asked(&self.wait_id(CallSite::Tool(call), APPROVAL));
+        match asked.map(|asked| (asked.answer(self.delivery.added_at()), asked)) {
+            Some((Answer::Said(said), asked)) => match decided(&asked.ask, said) {
+                Ok(Gate::Open(permission)) => permission,
+                // It was begun, so somebody had agreed.
+                Ok(Gate::Refused(_) | Gate::Ask(_)) | Err(_) => Permission::default(),
+            },
+            Some((Answer::Open | Answer::TooLate, _)) | None => Permission::default(),
+        }
+    }
+
     /// A question that has only its name, its time and its author yet.
     pub fn new_ask(&self, site: CallSite, what: &str, kind: Kind, asked_by: AskedBy) -> Ask {
         let item = &self.delivery.item;
-        let asked_at = Timestamp::now();
+        // In whole milliseconds, as the server reckons: in between the two would not agree on whether it is too late.
+        let asked_at = Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap_or(Timestamp::MIN);
         let timeout = SignedDuration::try_from(self.approvals.timeout).unwrap_or(SignedDuration::MAX);
         Ask {
             wait_id: self.wait_id(site, what),
@@ -173,8 +198,10 @@ fn decided(ask: &Ask, said: Said) -> Result<Gate, Failure> {
                 _ => None,
             };
             let mut words = arguments.as_ref().map(|arguments| {
-                let arguments = Value::Object(arguments.clone());
-                format!("Note: {whom} changed the arguments of this call before it was made, to {arguments}.")
+                let text = Value::Object(arguments.clone()).to_string();
+                let cut = if text.chars().nth(SHOWN_CHARS).is_some() { "…" } else { "" };
+                let shown: String = text.chars().take(SHOWN_CHARS).collect();
+                format!("Note: {whom} changed the arguments of this call before it was made, to {shown}{cut}.")
             });
             if let Some(note) = said.note {
                 words = Some(format!("{} Note by {whom}: {note}", words.unwrap_or_default()).trim().to_owned());
@@ -198,10 +225,14 @@ pub(super) fn too_late(ask: &Ask) -> Failure {
 
 /// What goes with an acceptance: nothing, or other arguments.
 fn edited_schema(schema: &Value) -> Value {
-    let arguments = match schema.to_string().len() {
+    let mut arguments = match schema.to_string().len() {
         0..=SCHEMA_BYTES => schema.clone(),
         _ => json!({ "type": "object" }),
     };
+    // Its references mean places in itself, and not in what is put around it.
+    if let Value::Object(arguments) = &mut arguments {
+        arguments.entry("$id").or_insert_with(|| json!("urn:arguments"));
+    }
     json!({ "type": "object", "properties": { "arguments": arguments }, "additionalProperties": false })
 }
 

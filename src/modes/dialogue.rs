@@ -187,8 +187,7 @@ impl Dialogue {
             CONTEXT_OVERFLOW,
             format!(
                 "{why}; the conversation has {} turns with {bytes} bytes, {of_tools} of them in the tools' results, and \
-                 {} tokens were used so far: shorten the prompt, let the tools return less, or choose a model with a \
-                 larger window",
+                 {} tokens were used so far",
                 self.turns.len(),
                 self.tokens
             ),
@@ -215,7 +214,7 @@ impl Dialogue {
         if stop_reason == StopReason::ContextExceeded {
             // The turn is cut somewhere: it is asked for again, after a shorter conversation.
             return match self.shorten() {
-                0 => Move::Fail(self.does_not_fit("the model's context window ended within its answer")),
+                0 => Move::Fail(self.does_not_fit("the model's context window ended within its answer: shorten the prompt, let the tools return less, or choose a model with a larger one")),
                 _ => Move::Ask,
             };
         }

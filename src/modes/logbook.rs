@@ -210,6 +210,11 @@ impl<'a, P: Ports> Logbook<'a, P> {
         self.calls.borrow().contains_key(&call)
     }
 
+    /// Whether the end of a call is on record.
+    pub fn has_ended(&self, call: CallId) -> bool {
+        matches!(self.calls.borrow().get(&call), Some(CallRecord::Ended(_)))
+    }
+
     /// Whether anything was asked before.
     pub fn has_asked(&self) -> bool {
         !self.waits.is_empty()

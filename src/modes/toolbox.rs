@@ -20,7 +20,7 @@ use crate::domain::wait::Ask;
 use crate::modes::ModeSettings;
 use crate::modes::approval::{Gate, Permission, WAIT_EXPIRED};
 use crate::modes::execution::Execution;
-use crate::modes::logbook::length_of;
+use crate::modes::logbook::{digest_of, length_of};
 use crate::modes::portable::Portable;
 use crate::modes::schema::Schema;
 use crate::modes::template::listed;
@@ -88,6 +88,11 @@ impl Toolbox {
         turn: u32,
         uses: Vec<ToolUse>,
     ) -> Result<Vec<ToolResult>, Failure> {
+        let ended = |(index, _): (u32, &ToolUse)| execution.logbook.has_ended(CallId { turn, index });
+        if !(0..).zip(&uses).all(ended) {
+            // Before any call, for one that waits here for long would keep the others waiting for it.
+            self.offer(execution).await?;
+        }
         let (mut calls, mut asks) = (Vec::with_capacity(uses.len()), Vec::new());
         for (index, tool_use) in (0..).zip(uses) {
             match self.question(execution, CallId { turn, index }, &tool_use).await? {
@@ -150,18 +155,18 @@ impl Toolbox {
                 let target = start.target();
                 match execution.unknown_outcome(call, &start) {
                     UnknownOutcome::Retry => {
-                        let offer = self.offer(execution).await?;
-                        let permission = match offer.spec(&name) {
-                            Some(spec) => match execution.gate(call, spec, offer.schema(spec), &input, true)? {
-                                Gate::Open(permission) => permission,
-                                // It was begun, so somebody had agreed.
-                                Gate::Refused(_) | Gate::Ask(_) => Permission::default(),
-                            },
-                            None => Permission::default(),
+                        let Permission { arguments, words } = execution.agreed(call);
+                        let input = match arguments {
+                            Some(edited) => edited,
+                            None => self.offer(execution).await?.restored(&name, input),
                         };
-                        let Permission { arguments, words } = permission;
-                        let input = arguments.unwrap_or_else(|| offer.restored(&name, input));
-                        noted(answer(execution, call, &target, input, start.class).await, words)
+                        if digest_of(&input) == start.arguments {
+                            noted(answer(execution, call, &target, input, start.class).await, words)
+                        } else {
+                            // Its server is away, so what it was called with cannot be made out any more. The same key with
+                            // other arguments would be answered with the result of the first, or do something else.
+                            (End::Unknown(told(unknown::words(&target))), None)
+                        }
                     }
                     UnknownOutcome::AskModel => (End::Unknown(told(unknown::words(&target))), None),
                     UnknownOutcome::Fail => return Err(unknown::failure(&target)),
@@ -357,11 +362,6 @@ impl Offer {
             _ => unreachable!("it was made of an object"),
         }
     }
-
-    fn spec(&self, name: &str) -> Option<&ToolSpec> {
-        self.position(name).map(|at| &self.specs[at])
-    }
-
     /// The schema of a tool as its server wrote it.
     fn schema<'a>(&'a self, spec: &'a ToolSpec) -> &'a Value {
         self.position(&spec.name).map_or(&spec.input_schema, |at| &self.tools[at].schema)

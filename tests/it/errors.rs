@@ -130,7 +130,7 @@ rules:
     let server = mcp::stdio("kitchen", &mcp::fastmcp(), &["stdio"]);
     let _worker = bed.worker_with_model("w1", &model).file(&server).start().ready().await;
     let ask = |prompt: &str| json!({"llm_config": {"prompt": prompt}});
-    let event = fails(&bed, "long", ask("too long"), "permanent", "invalid_request").await;
+    let event = fails(&bed, "long", ask("too long"), "permanent", "context_overflow").await;
     assert!(event.error().contains("prompt is too long"), "the provider's own words: {}", event.error());
     fails(&bed, "refused", ask("bad thing"), "permanent", "refusal").await;
     let event = bed.run(&item("credit", ask("no credit"))).await;

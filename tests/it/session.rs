@@ -46,7 +46,7 @@ async fn a_conversation_is_gone_on_with_by_later_nodes_and_other_workers_in_both
         drop(worker);
 
         let _worker = bed.worker_with_model("w2", &model).start().ready().await;
-        let agent = json!({"task": "Who am I?", "llm_config": {}, "session": "chat"});
+        let agent = json!({"task": "Who am I?", "tools": ["calculate"], "llm_config": {}, "session": "chat"});
         assert_eq!(bed.run(&talk("second", agent)).await.output()["result"], "You are Ada");
         // Neither another name nor a node without one knows of it.
         for config in [

@@ -12,6 +12,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use redis::Pipeline;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
@@ -47,6 +48,8 @@ static DECIDE: LazyLock<Script> =
 const JUDGED: usize = 8;
 /// Questions that one look takes.
 const PAGE: usize = 500;
+/// Bytes of arguments, and of what goes with a decision, that the audit keeps whole.
+const AUDITED: usize = 8 << 10;
 /// Pages of the audit in which an answer is looked for.
 const AUDIT_PAGES: usize = 10;
 
@@ -182,13 +185,17 @@ impl WaitingRoom {
         let mut own: Option<Said> = None;
         for _ in 0..JUDGED {
             let Facts { asked, ended, parked, now } = self.facts(decision).await?;
-            if let (Some(own), Some(Asked { said: Some(said), .. })) = (&own, &asked)
+            if let (Some(own), Ok(Some(Asked { said: Some(said), .. }))) = (&own, &asked)
                 && own == said
             {
                 // Our answer is on record: only the word about it had been lost.
                 return Ok(Decided::Counts);
             }
-            let judged = wait::judge(decision, asked.as_ref(), ended, now, &fits);
+            let judged = match &asked {
+                Ok(asked) => wait::judge(decision, asked.as_ref(), ended, now, &fits),
+                Err(refusal) => Err(refusal.clone()),
+            };
+            let asked = asked.ok().flatten();
             // A second try of the same must be known as such.
             let said = own.get_or_insert_with(|| decision.said(now)).clone();
             let ask = asked.as_ref().map(|asked| &asked.ask);
@@ -232,8 +239,14 @@ impl WaitingRoom {
         let [seconds, micros] = reply::tuple::<2>(time?, what)?;
         let millis = reply::number(&seconds).zip(reply::number(&micros)).map(|(s, micros)| s * 1000 + micros / 1000);
         let now = millis.and_then(|millis| Timestamp::from_millisecond(i64::try_from(millis).ok()?).ok());
+        let unreadable = |why: &str| Refusal::new("question_unreadable", format!("the question cannot be read: {why}"));
+        let asked = match kept {
+            Ok(kept) => asked(kept).map_err(|_| unreadable("another version of the worker may have written it")),
+            Err(RedisError::WrongType { .. }) => Err(unreadable("the key of its journal holds something else")),
+            Err(error) => return Err(error),
+        };
         Ok(Facts {
-            asked: asked(kept?)?,
+            asked,
             ended: done.as_deref().and_then(record::settled_by).is_some(),
             parked: done.as_deref().and_then(record::parked_by).map(String::from),
             now: now.ok_or(RedisError::Unexpected { what })?,
@@ -360,8 +373,8 @@ impl WaitingRoom {
         Ok((reply::number(&next).ok_or(RedisError::Unexpected { what })?, page))
     }
 
-    /// These questions as they are kept; none for one that is gone.
-    pub async fn look(&self, waits: &[Open]) -> Result<Vec<Option<Asked>>, RedisError> {
+    /// These questions as they are kept; none for one that is gone, and an error for one that cannot be read.
+    pub async fn look(&self, waits: &[Open]) -> Result<Vec<Result<Option<Asked>, RedisError>>, RedisError> {
         let mut found = Vec::with_capacity(waits.len());
         for batch in waits.chunks(PAGE) {
             let mut pipeline = Pipeline::with_capacity(batch.len());
@@ -373,7 +386,11 @@ impl WaitingRoom {
                     .arg(said_field(wait_id));
             }
             for kept in self.link.pipeline(&pipeline).await? {
-                found.push(asked(kept?)?);
+                found.push(match kept {
+                    Ok(kept) => asked(kept),
+                    Err(error @ RedisError::WrongType { .. }) => Err(error),
+                    Err(error) => return Err(error),
+                });
             }
         }
         Ok(found)
@@ -385,8 +402,10 @@ impl WaitingRoom {
         let (mut asks, mut gone) = (Vec::with_capacity(page.len()), Vec::new());
         for (open, asked) in page.iter().zip(self.look(&page).await?) {
             match asked {
-                Some(Asked { ask, said: None }) => asks.push(ask),
-                Some(_) | None => gone.push(open.wait_id.clone()),
+                Ok(Some(Asked { ask, said: None })) => asks.push(ask),
+                Ok(Some(_) | None) => gone.push(open.wait_id.clone()),
+                // Whoever asked it can read it; one question must not hide all others.
+                Err(error) => tracing::warn!(%error, wait_id = %open.wait_id, "a question cannot be read"),
             }
         }
         self.forget(&gone).await?;
@@ -449,7 +468,7 @@ impl WaitingRoom {
         loop {
             let (next, mut page) = self.page(from).await?;
             page.retain(|open| open.graph_id == *graph && node.is_none_or(|node| open.node_id == *node));
-            for asked in self.look(&page).await?.into_iter().flatten() {
+            for asked in self.look(&page).await?.into_iter().filter_map(Result::ok).flatten() {
                 let Some((stream, first)) = asked.ask.origin() else { continue };
                 let mut command = redis::cmd("ZADD");
                 command.arg(self.keys.parked(stream)).arg("XX").arg(0).arg(first);
@@ -466,7 +485,8 @@ impl WaitingRoom {
 
 /// What a decision is judged by.
 struct Facts {
-    asked: Option<Asked>,
+    /// The question; what cannot be read here is not to be decided by this worker.
+    asked: Result<Option<Asked>, Refusal>,
     /// Whether the run has ended.
     ended: bool,
     /// The work that waits outside of its stream, if the run does.
@@ -517,10 +537,21 @@ fn audit(decision: &Decision, ask: Option<&Ask>, said: &Said) -> String {
     if let Some(ask) = ask {
         line["asked_by"] = json!(ask.asked_by);
         line["asked_at"] = json!(ask.asked_at);
-        line["arguments"] = json!(ask.arguments);
+        line["arguments"] = bounded(&json!(ask.arguments));
     }
     if let Some(content) = &said.content {
-        line["content"] = content.clone();
+        line["content"] = bounded(content);
     }
     line.to_string()
+}
+
+/// A value as the audit keeps it: of a large one the beginning and a digest, which still tells what it was.
+fn bounded(value: &Value) -> Value {
+    let text = value.to_string();
+    if text.len() <= AUDITED {
+        return value.clone();
+    }
+    let beginning: String = text.chars().take(AUDITED / 8).collect();
+    let digest = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    json!({ "bytes": text.len(), "sha256": digest, "beginning": beginning })
 }

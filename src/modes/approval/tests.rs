@@ -286,3 +286,41 @@ async fn a_rule_that_protects_nothing_fails_the_node_before_it_costs_anything() 
     let report = Script::new().run(agent(json!([{"tool": "pay", "when": "1 +"}]))).await;
     assert_eq!(code(&report), ("configuration", "invalid_approve"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_decision_counts_for_the_call_that_was_asked_about_and_for_no_other() {
+    let config = || json!({"tool_name": "pay", "tool_params": {"amount": "{{ total }}"}, "approve": ["pay"]});
+    let script = Script::new().tool("pay", echo).state(json!({"total": 10}), json!({}));
+    let report = script.run(config()).await;
+    let waiting = waiting(&report);
+    keep(&script, waiting);
+    script.journal.put("hdr", &serde_json::from_str(&waiting.header).expect("JSON"));
+    decide(&script, &waiting.asks[0], &said(Action::Accept, None, None));
+    let script = script.state(json!({"total": 10_000}), json!({}));
+    let report = script.run(config()).await;
+    assert_eq!(code(&report), ("permanent", "journal_mismatch"));
+    assert!(failure(&report).message.contains("asked about"), "{}", failure(&report).message);
+    assert!(called(&script).is_empty());
+    let script = script.state(json!({"total": 10}), json!({}));
+    assert_eq!(output(&script.run(config()).await), json!({"amount": 10}));
+}
+
+#[test]
+fn changed_arguments_are_held_to_a_schema_that_refers_to_itself() {
+    let tree = json!({
+        "type": "object",
+        "properties": {"root": {"$ref": "#/$defs/Node"}},
+        "required": ["root"],
+        "$defs": {"Node": {"type": "object", "properties": {"n": {"type": "integer"}, "next": {"$ref": "#/$defs/Node"}, "all": {"$ref": "#"}}}},
+    });
+    let ask = Ask { schema: edited_schema(&tree), ..crate::domain::wait::tests::ask() };
+    let fits = |arguments: Value| crate::modes::schema::fits(&ask, &json!({ "arguments": arguments }));
+    assert_eq!(fits(json!({"root": {"n": 1, "next": {"n": 2, "all": {"root": {}}}}})), Ok(()));
+    assert!(
+        fits(json!({"root": {"n": 1, "next": {"n": "two"}}})).is_err_and(|why| why.contains("/arguments/root/next/n"))
+    );
+    assert!(fits(json!({"root": {"all": {}}})).is_err(), "a reference to the whole means the tool's schema");
+    assert!(crate::modes::schema::fits(&ask, &json!({"other": 1})).is_err());
+    let broken = Ask { schema: edited_schema(&json!({"$ref": "#/$defs/None"})), ..ask };
+    assert_eq!(crate::modes::schema::fits(&broken, &json!({"arguments": {"any": 1}})), Ok(()));
+}

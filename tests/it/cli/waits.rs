@@ -139,6 +139,13 @@ async fn the_api_shows_and_decides_for_who_has_the_token() {
     let bad = json!({"arguments": {"expresion": "1"}, "by": "ann"});
     let (status, told) = post(&worker, &path("a", "/approve"), &bad, Some(TOKEN)).await;
     assert_eq!((status, &told["code"]), (422, &json!("content_invalid")));
+    // What cannot be read agrees to nothing, least of all to the arguments as they stand.
+    for body in [r#"{"argument": {"expression": "1"}}"#, r#"{"by": "#, "yes"] {
+        let url = format!("http://{}{}", worker.address().await, path("a", "/approve"));
+        let request = reqwest::Client::new().post(url).bearer_auth(TOKEN).body(body);
+        let answer = request.send().await.expect("the worker answers");
+        assert_eq!(answer.status().as_u16(), 400, "{body}");
+    }
     let odd = json!({"action": "approve"});
     assert_eq!(post(&worker, &path("a", "/decide"), &odd, Some(TOKEN)).await.0, 400);
     let (status, told) = post(&worker, &path("a", "/approve"), &json!({"by": "ann"}), Some(TOKEN)).await;

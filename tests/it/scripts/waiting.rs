@@ -8,7 +8,7 @@ use da_node_executor::domain::event::EventType;
 use da_node_executor::domain::journal::{ask_field, said_field};
 use da_node_executor::domain::outcome::Waiting;
 use da_node_executor::domain::settlement::{WrittenAsk, WrittenWait};
-use da_node_executor::domain::wait::{Action, Ask, AskedBy, Decision, Kind, OnExpiry, WaitId};
+use da_node_executor::domain::wait::{Action, Ask, Asked, AskedBy, Decision, Kind, OnExpiry, WaitId};
 use da_node_executor::domain::work::{Content, Delivery, Meta, read_entry};
 use da_node_executor::ports::{Opened, Wanted};
 use jiff::{SignedDuration, Timestamp};
@@ -354,7 +354,8 @@ async fn open_questions_are_found_by_name_and_page_by_page() {
     let names: std::collections::HashSet<&str> = found.iter().map(|open| open.wait_id.as_str()).collect();
     assert_eq!(names.len(), 700);
     let looked = worker.waiting.look(&found).await.expect("an answer");
-    assert!(looked.iter().all(|asked| asked.as_ref().is_some_and(|asked| asked.said.is_none())));
+    let open = |asked: &Option<Asked>| asked.as_ref().is_some_and(|asked| asked.said.is_none());
+    assert!(looked.iter().all(|asked| asked.as_ref().is_ok_and(open)));
     let one = worker.waiting.find(&asks[7].wait_id).await.expect("an answer").expect("it is open");
     assert_eq!((one.graph_id, one.node_id), (asks[7].graph_id.clone(), asks[7].node_id.clone()));
     worker.waiting.forget(&[asks[7].wait_id.clone()]).await.expect("an answer");
