@@ -83,7 +83,7 @@ lint-deps: ## One crypto provider: two of them panic at the first TLS connection
 
 .PHONY: bench
 bench: ## Measure; docs/benchmarks.md explains the figures
-	@scripts/setup run
+	@scripts/setup bench
 	$(CARGO) bench --locked --bench '*'
 
 .PHONY: fuzz

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use redis::aio::MultiplexedConnection;
 use tempfile::NamedTempFile;
 
 use crate::PATIENCE;
@@ -135,4 +136,11 @@ pub fn resident(pid: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
     let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
     kibibytes * 1024
+}
+
+/// The process id of a Redis server.
+pub async fn server_pid(redis: &mut MultiplexedConnection) -> u32 {
+    let info: String = redis::cmd("INFO").arg("server").query_async(redis).await.expect("the server answers");
+    let line = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a server knows its process id");
+    line.trim().parse().expect("a number")
 }

@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::PATIENCE;
 use crate::bare::{self, Sample};
-use crate::process::{Worker, cpu};
+use crate::process::{Worker, cpu, server_pid};
 use crate::redis_server::RedisServer;
 use crate::report::{Report, median};
 use crate::workload::{COMPLETED, check, lay_out, span, state_bytes};
@@ -149,10 +149,4 @@ async fn commands(redis: &mut MultiplexedConnection, items: usize) -> [f64; COMM
         let calls = line.and_then(|line| line.split(',').next()).map_or(0.0, |calls| calls.parse().expect("a number"));
         calls / items as f64
     })
-}
-
-async fn server_pid(redis: &mut MultiplexedConnection) -> u32 {
-    let info: String = redis::cmd("INFO").arg("server").query_async(redis).await.expect("the server answers");
-    let line = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a server knows its process id");
-    line.trim().parse().expect("a number")
 }
