@@ -159,6 +159,6 @@ async fn counted(endpoint: &Endpoint, size: Size, run: impl Future<Output = Cost
 }
 
 fn tell(name: &str, cost: Cost) {
-    let Cost { turns, cpu, redis_cpu, wall } = cost;
-    eprintln!("  {name:11} {turns:6} turns, CPU {cpu:6.2?}, Redis {redis_cpu:6.2?}, wall {wall:6.2?}");
+    let [cpu, redis_cpu, wall] = [cost.cpu, cost.redis_cpu, cost.wall].map(|duration| duration.as_secs_f64());
+    eprintln!("  {name:11} {:6} turns: CPU {cpu:6.2} s, Redis {redis_cpu:5.2} s, wall {wall:6.2} s", cost.turns);
 }
