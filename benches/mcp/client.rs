@@ -40,9 +40,9 @@ pub struct Order {
 pub enum Who {
     /// The worker's.
     Ours,
-    /// The official SDK's, which opens a connection for each call over HTTP.
+    /// The official SDK's as it comes: over HTTP it opens a connection for each call, and makes 16 calls at once.
     Sdk,
-    /// The same over HTTP connections that are used again.
+    /// The same at its best over HTTP: connections are used again, and all calls are made at once.
     SdkPooled,
 }
 

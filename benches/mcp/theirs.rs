@@ -22,9 +22,12 @@ pub async fn connect(order: &Order) -> Theirs {
     };
     let opened = match &order.url {
         Some(url) => {
-            let config = StreamableHttpClientTransportConfig::with_uri(url.as_str());
+            let mut config = StreamableHttpClientTransportConfig::with_uri(url.as_str());
             let transport = match order.who {
-                Who::SdkPooled => StreamableHttpClientTransport::with_client(reqwest::Client::new(), config),
+                Who::SdkPooled => {
+                    config.max_concurrent_requests = order.at_once;
+                    StreamableHttpClientTransport::with_client(reqwest::Client::new(), config)
+                }
                 Who::Sdk | Who::Ours => StreamableHttpClientTransport::from_config(config),
             };
             ().serve_with_lifecycle(transport, lifecycle).await
