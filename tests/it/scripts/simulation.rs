@@ -228,11 +228,9 @@ fn parked_work_that_comes_back_wrongly_is_found_out() {
 #[test]
 fn a_wait_for_somebody_that_goes_wrong_is_found_out() {
     all_are_found_out(&[
-        breach(0, "wait", "if other then return 'dup' end", ""),
         breach(0, "wait", "redis.call('HSETNX', KEYS[7], 'hdr', ARGV[18])", ""),
         breach(0, "wait", "redis.call('HSET', KEYS[6], ARGV[14], ARGV[15])", ""),
         breach(0, "decide", "redis.call('HSET', KEYS[3], ARGV[8], ARGV[9])", ""),
-        breach(0, "decide", "redis.call('ZADD', KEYS[5], 'XX', '0', ARGV[11])", ""),
     ]);
 }
 

@@ -207,7 +207,11 @@ impl<'a> Play<'a> {
             }
             Operation::Move { stream, between } => self.bring_back(stream, &between).await,
             Operation::HandBack { worker, pick } => self.hand_back(worker, pick).await,
-            Operation::Renew { worker } => self.renew(worker).await,
+            Operation::Renew { worker } => {
+                self.renew(worker).await?;
+                // Somebody decides meanwhile, about one run or another.
+                self.decide(worker).await
+            }
             Operation::Claim { worker, stream, limit, suspects, lost, between } => {
                 let takeover = suspects.map_or(Takeover::Released, |suspects| Takeover::Expired { suspects });
                 self.claim(worker, stream, limit, takeover, lost, &between).await
@@ -215,10 +219,7 @@ impl<'a> Play<'a> {
             Operation::Stranded { worker, stream } => self.stranded(worker, stream).await,
             Operation::Redrive { pick, stale } => self.redrive(pick, stale).await,
             Operation::Order { run } => self.order(run, true).await,
-            Operation::Recall { run } => {
-                self.order(run, false).await?;
-                self.decide(run).await
-            }
+            Operation::Recall { run } => self.order(run, false).await,
             Operation::Clean { worker } => self.clean(worker).await,
             Operation::Die { worker } => {
                 self.processes[worker] = self.process();

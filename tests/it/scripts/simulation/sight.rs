@@ -174,13 +174,18 @@ fn read(answers: &mut impl Iterator<Item = redis::Value>, streams: &[String], ru
         let node = node(at);
         put(&mut sight, format!("record {at}"), &done.get(&format!("{node}\nr")));
         let mut journal = next::<BTreeMap<String, String>>(answers);
-        let answers_of = journal.iter_mut().filter(|(field, _)| field.ends_with(":said"));
-        answers_of.for_each(|(_, said)| *said = String::from(SAID));
+        without_words(&mut journal);
         put(&mut sight, format!("journal {at}"), &journal);
         put(&mut sight, format!("node {at}"), &state.get(&format!("node:{node}")));
         put(&mut sight, format!("blob {at}"), &next::<Option<String>>(answers));
     }
     (sight, texts)
+}
+
+/// A journal in which answers are no more than that: they have the moment in them at which they were given.
+pub fn without_words(journal: &mut BTreeMap<String, String>) {
+    let answers = journal.iter_mut().filter(|(field, _)| field.ends_with(":said"));
+    answers.for_each(|(_, said)| *said = String::from(SAID));
 }
 
 fn now() -> f64 {
