@@ -90,14 +90,16 @@ impl Taken {
 
     fn settle(&self, digest: &str, sample: &Sample) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(digest).arg(7).arg(STREAM).arg(state_key(&self.graph)).arg(format!("dago:done:{}", self.graph));
+        call.arg(digest).arg(9).arg(STREAM).arg(state_key(&self.graph)).arg(format!("dago:done:{}", self.graph));
         call.arg(self.journal_key()).arg(COMPLETED);
         call.arg(format!("dago:crashes:{STREAM}")).arg(format!("{STREAM}:dead"));
+        // Where a large output and a conversation would go, if there were any.
+        call.arg(format!("dago:staged:{STREAM}:{}", self.entry)).arg(format!("dago:blob:{}:{NODE}:r", self.graph));
         call.arg(GROUP).arg(&self.entry).arg(CONSUMER).arg(1).arg(self.field());
         call.arg(format!("d\n{}\n{CONSUMER}\n1\nevt_00000000000000000000000000000000", self.work_id()));
         call.arg(self.work_id()).arg(TTL_MS).arg(sample.event.replace(&sample.graph, &self.graph));
         call.arg(format!("node:{NODE}")).arg(sample.node_state.replace(&sample.graph, &self.graph));
-        call.arg("").arg("");
+        call.arg("").arg("").arg(0).arg("").arg("");
         call
     }
 }
