@@ -375,3 +375,23 @@ async fn open_questions_are_found_by_name_and_page_by_page() {
     }
     assert_eq!(worker.waiting.count().await.expect("an answer"), 698);
 }
+
+#[tokio::test]
+async fn a_question_that_cannot_be_read_is_told_to_who_decides_and_hides_no_other() {
+    let world = World::new().await;
+    let (worker, ours) = running(&world).await;
+    let (odd, plain) = (ask(&ours, "wait_odd"), ask(&ours, "wait_plain"));
+    wait(&worker, &ours, &[odd.clone(), plain.clone()]).await;
+    let journal = world.key("journal:g:n:r");
+    world.redis::<()>(&["HSET", &journal, "w:wait_odd:ask", r#"{"kind":"of tomorrow"}"#]).await;
+    assert_eq!(refusal(decide(&worker, &decision(&odd, Action::Accept, "ann")).await), "question_unreadable");
+    let (_, open) = worker.waiting.open(0).await.expect("an answer");
+    assert_eq!(open.iter().map(|ask| ask.wait_id.as_str()).collect::<Vec<_>>(), ["wait_plain"]);
+    assert!(world.redis::<bool>(&["HEXISTS", &world.keys.waits(), "wait_odd"]).await, "whoever can read it finds it");
+    assert!(matches!(decide(&worker, &decision(&plain, Action::Accept, "ann")).await, Decided::Counts));
+    // Nor may somebody's key in the journal's place stop who reads decisions.
+    world.redis::<()>(&["DEL", &journal]).await;
+    world.redis::<()>(&["SET", &journal, "text"]).await;
+    assert_eq!(refusal(decide(&worker, &decision(&odd, Action::Accept, "ann")).await), "question_unreadable");
+    assert_eq!(told(&world, EventType::NodeDecision).await.len(), 3);
+}

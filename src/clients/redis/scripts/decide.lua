@@ -8,7 +8,8 @@
 -- Says  ok | lost | changed (what the decision was judged by) | {wrongtype, key}
 if ARGV[2] ~= '' and not owned(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then return 'lost' end
 for i, wanted in ipairs({'stream', 'hash', 'hash', 'hash', 'zset', 'stream', 'stream'}) do
-  if i > 2 then
+  -- A decision that does not count is told and touches nothing else.
+  if i == 6 or (i > 2 and ARGV[5] == '1') then
     local kind = redis.call('TYPE', KEYS[i]).ok
     if kind ~= wanted and kind ~= 'none' then return {'wrongtype', KEYS[i]} end
   end
