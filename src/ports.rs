@@ -203,7 +203,7 @@ pub struct Found {
 pub trait Tools {
     /// Finds what the patterns name (`tool`, `server/tool`, `server/*`, `*`), in order, each tool once.
     /// A name that nobody offers is a configuration failure that names the nearest ones.
-    fn find(&self, patterns: &[String], context: &CallContext) -> impl Future<Output = Result<Found, Failure>>;
+    fn find(&self, patterns: &[String], deadline: Instant) -> impl Future<Output = Result<Found, Failure>>;
 
     /// What is said of the effects of a call with these arguments, which may be less than the tool could do.
     fn effects(&self, spec: &ToolSpec, _arguments: &Arguments) -> ToolHints {

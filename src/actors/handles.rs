@@ -36,8 +36,7 @@ use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec};
 use crate::domain::work::Delivery;
 use crate::metrics::{Metrics, ServerLabels, ToolLabels};
 use crate::ports::{
-    Appended, CallContext, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools,
-    Wanted,
+    Appended, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools, Wanted,
 };
 use crate::tools::index::ToolIndex;
 use crate::tools::registry::Registry;
@@ -256,10 +255,10 @@ fn concerns(pattern: &str, server: &str) -> bool {
 }
 
 impl Tools for ToolHandle {
-    async fn find(&self, patterns: &[String], context: &CallContext) -> Result<Found, Failure> {
+    async fn find(&self, patterns: &[String], deadline: Instant) -> Result<Found, Failure> {
         let asked = self.servers.iter().filter(|(server, _)| patterns.iter().any(|p| concerns(p, &server.name)));
         let answers = futures_util::future::join_all(
-            asked.map(async |(server, post)| (server, self.catalog(server, post, context.deadline).await)),
+            asked.map(async |(server, post)| (server, self.catalog(server, post, deadline).await)),
         )
         .await;
         let mut catalogs = Vec::with_capacity(answers.len());

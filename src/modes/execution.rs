@@ -241,8 +241,7 @@ impl<P: Ports> Execution<'_, P> {
 
     /// Finds the tools that the patterns name.
     pub async fn find_tools(&self, patterns: &[String]) -> Result<Vec<ToolSpec>, Failure> {
-        let context = self.context(CallSite::Discovery);
-        let operation = || self.ports.tools().find(patterns, &context);
+        let operation = || self.ports.tools().find(patterns, self.deadline.into_std());
         let found = self.step("tool discovery", CallSite::Discovery, false, operation).await?;
         self.ledger.warn(found.warnings);
         Ok(found.tools)

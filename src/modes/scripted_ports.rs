@@ -26,8 +26,7 @@ use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::modes::unknown::UnknownOutcomes;
 use crate::modes::{ModeSettings, run_node};
 use crate::ports::{
-    Appended, CallContext, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall,
-    Tools, Wanted,
+    Appended, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools, Wanted,
 };
 use crate::retry::RetryPolicy;
 
@@ -342,7 +341,7 @@ impl Llm for Script {
 }
 
 impl Tools for Script {
-    async fn find(&self, patterns: &[String], _: &CallContext) -> Result<Found, Failure> {
+    async fn find(&self, patterns: &[String], _: std::time::Instant) -> Result<Found, Failure> {
         let all = patterns.iter().any(|pattern| pattern == "*");
         let found = self.tools.iter().filter(|tool| all || patterns.contains(&tool.spec.name));
         let found: Vec<ToolSpec> = found.map(|tool| tool.spec.clone()).collect();

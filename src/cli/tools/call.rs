@@ -103,7 +103,7 @@ async fn call(running: &Running, name: &str, arguments: Arguments, limit: Durati
         idempotency_key: uuid::Uuid::now_v7().to_string(),
         deadline: Instant::now() + limit,
     };
-    let found = match running.tools.find(&[name.to_owned()], &context).await {
+    let found = match running.tools.find(&[name.to_owned()], context.deadline).await {
         Ok(found) => found,
         Err(failure) => return Ended::Failed(failure),
     };

@@ -309,17 +309,17 @@ async fn a_decision_counts_for_the_call_that_was_asked_about_and_for_no_other() 
 fn changed_arguments_are_held_to_a_schema_that_refers_to_itself() {
     let tree = json!({
         "type": "object",
-        "properties": {"root": {"$ref": "#/$defs/Node"}},
-        "required": ["root"],
+        "properties": {"top": {"$ref": "#/$defs/Node"}},
+        "required": ["top"],
         "$defs": {"Node": {"type": "object", "properties": {"n": {"type": "integer"}, "next": {"$ref": "#/$defs/Node"}, "all": {"$ref": "#"}}}},
     });
     let ask = Ask { schema: edited_schema(&tree), ..crate::domain::wait::tests::ask() };
     let fits = |arguments: Value| crate::modes::schema::fits(&ask, &json!({ "arguments": arguments }));
-    assert_eq!(fits(json!({"root": {"n": 1, "next": {"n": 2, "all": {"root": {}}}}})), Ok(()));
+    assert_eq!(fits(json!({"top": {"n": 1, "next": {"n": 2, "all": {"top": {}}}}})), Ok(()));
     assert!(
-        fits(json!({"root": {"n": 1, "next": {"n": "two"}}})).is_err_and(|why| why.contains("/arguments/root/next/n"))
+        fits(json!({"top": {"n": 1, "next": {"n": "two"}}})).is_err_and(|why| why.contains("/arguments/top/next/n"))
     );
-    assert!(fits(json!({"root": {"all": {}}})).is_err(), "a reference to the whole means the tool's schema");
+    assert!(fits(json!({"top": {"all": {}}})).is_err(), "a reference to the whole means the tool's schema");
     assert!(crate::modes::schema::fits(&ask, &json!({"other": 1})).is_err());
     let broken = Ask { schema: edited_schema(&json!({"$ref": "#/$defs/None"})), ..ask };
     assert_eq!(crate::modes::schema::fits(&broken, &json!({"arguments": {"any": 1}})), Ok(()));
