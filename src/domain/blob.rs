@@ -1,8 +1,7 @@
 //! A reference that stands for a large output in state and event. Storing and fetching what it names is the Redis
 //! client's.
 
-use std::fmt::Write as _;
-
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -66,10 +65,7 @@ impl BlobRef {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

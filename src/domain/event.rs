@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -141,13 +142,7 @@ pub fn question_event_id(wait: &WaitId) -> String {
 }
 
 fn event_id(digest: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut id = String::with_capacity(36);
-    id.push_str("evt_");
-    for byte in &digest[..16] {
-        let _ = write!(id, "{byte:02x}");
-    }
-    id
+    format!("evt_{}", HEXLOWER.encode(&digest[..16]))
 }
 
 /// The id of a work item's one terminal event: derived from the work, never drawn, so that every copy bears it. Work

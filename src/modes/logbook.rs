@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -17,8 +18,9 @@ use crate::domain::journal::{
     self, CallId, CallRecord, Class, End, Field, Header, JOURNAL_VERSION, JournalEntry, Record, Start, Unusable,
     WholeResult,
 };
-use crate::domain::message::Completion;
+use crate::domain::message::{Completion, Conversation};
 use crate::domain::outcome::{Failure, Resumed, Spent};
+use crate::domain::session::Session;
 use crate::domain::tool::{Arguments, ToolTarget};
 use crate::domain::wait::{Answer, Asked, WaitId};
 use crate::domain::work::Delivery;
@@ -226,14 +228,15 @@ impl<'a, P: Ports> Logbook<'a, P> {
     }
 
     /// The conversation that the node goes on with: the one on record if there is any, for what is in the graph by now
-    /// may be another node's; else this one, which is put on record.
-    pub async fn goes_on_with(&self, kept: Option<Box<RawValue>>) -> Result<Option<Box<RawValue>>, Failure> {
-        let present = |kept: Box<RawValue>| Some(kept).filter(|kept| kept.get() != "null");
-        if let Some(recorded) = &self.session {
-            return Ok(present(recorded.clone()));
+    /// may be another node's; else the one that is kept there, which is put on record.
+    pub async fn goes_on_with(&self, session: &str, kept: Option<&RawValue>) -> Result<Conversation, Failure> {
+        let begun_with =
+            self.session.as_deref().map_or(kept, |recorded| Some(recorded).filter(|it| it.get() != "null"));
+        let turns = begun_with.map_or_else(|| Ok(Vec::new()), |kept| Session::turns(session, kept))?;
+        if self.session.is_none() {
+            self.append(Field::Session, &kept, false, None).await?;
         }
-        self.append(Field::Session, &kept, false, None).await?;
-        Ok(kept)
+        Ok(turns)
     }
 
     /// What the journal begins with by now. A journal whose old entries still have to go has no new ones yet, for
@@ -374,9 +377,7 @@ pub(super) fn digest<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
         hasher.update((text.len() as u64).to_be_bytes());
         hasher.update(text.as_bytes());
     }
-    // Every call of a tool or model has one: `format!` would take longer than the hash.
-    let digits = hasher.finalize().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+    HEXLOWER.encode(&hasher.finalize())
 }
 
 fn json_of(value: &impl Serialize) -> String {

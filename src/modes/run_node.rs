@@ -209,9 +209,6 @@ impl<P: Ports> NodeRun<'_, P> {
         let mut snapshot = self.completed(snapshot);
         self.fetch_large(&plan, &mut snapshot).await?;
         let kept = snapshot.session.take();
-        if let (Some(name), Some(kept)) = (&session, &kept) {
-            Session::turns(name, kept)?;
-        }
         let (task, output_mapping, approvals) = match self.put_in(plan, snapshot) {
             Ok(rendered) => rendered,
             Err((error, inputs)) => return Err(self.explain(error, inputs).await),
@@ -221,10 +218,7 @@ impl<P: Ports> NodeRun<'_, P> {
         let subject = Subject { config, rendered: task.texts().map(digest) };
         let logbook = Logbook::open(desk, subject, earlier, self.started_at)?;
         let before = match &session {
-            Some(name) => match logbook.goes_on_with(kept).await? {
-                Some(kept) => Session::turns(name, &kept)?,
-                None => Vec::new(),
-            },
+            Some(name) => logbook.goes_on_with(name, kept.as_deref()).await?,
             None => Vec::new(),
         };
         if let Some(resumed) = logbook.resumed() {

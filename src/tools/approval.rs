@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -79,9 +80,7 @@ impl Digest {
             "idempotent": tool.hints.idempotent,
         });
         told.sort_all_objects();
-        let digest = Sha256::digest(told.to_string());
-        let digits = digest.iter().map(|byte| format!("{byte:02x}"));
-        Self(format!("sha256:{}", digits.collect::<String>()))
+        Self(format!("sha256:{}", HEXLOWER.encode(&Sha256::digest(told.to_string()))))
     }
 }
 

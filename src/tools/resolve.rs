@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
 use crate::config::McpServerConfig;
@@ -244,7 +245,7 @@ fn acceptable(name: &str) -> String {
 /// The beginning of the name and so many digits of a hash of where it leads.
 fn hashed(name: &str, target: &ToolTarget, digits: usize) -> String {
     let digest = Sha256::digest(format!("{}\n{}", target.server.as_deref().unwrap_or_default(), target.name));
-    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = HEXLOWER.encode(&digest);
     let kept = name.len().min(MAX_NAME - 1 - digits);
     format!("{}_{}", &name[..kept], &hash[..digits])
 }

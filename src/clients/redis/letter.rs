@@ -1,8 +1,8 @@
 //! A dead letter: work that no worker will try again, with everything a person needs to understand and replay it.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use redis::Cmd;
 use sha2::{Digest, Sha256};
@@ -77,9 +77,5 @@ impl Letter {
 }
 
 fn sha256(data: &[u8]) -> String {
-    let digest = Sha256::digest(data);
-    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    HEXLOWER.encode(&Sha256::digest(data))
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use redis::Pipeline;
 use serde_json::{Value, json};
@@ -552,6 +553,5 @@ fn bounded(value: &Value) -> Value {
         return value.clone();
     }
     let beginning: String = text.chars().take(AUDITED / 8).collect();
-    let digest = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    json!({ "bytes": text.len(), "sha256": digest, "beginning": beginning })
+    json!({ "bytes": text.len(), "sha256": HEXLOWER.encode(&Sha256::digest(text.as_bytes())), "beginning": beginning })
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use data_encoding::HEXLOWER;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -43,8 +44,7 @@ impl<'a> Ids<'a> {
         let mut hash = Sha256::new();
         hash.update(self.key.as_bytes());
         hash.update(index.to_le_bytes());
-        let digits: String = hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
-        let own = format!("call_{digits}");
+        let own = format!("call_{}", HEXLOWER.encode(&hash.finalize()[..12]));
         self.used.insert(own.clone());
         Settled::Replaced(own)
     }

@@ -1,6 +1,7 @@
 //! A request as a script sees it: who speaks about what, at which turn. Read from the body of the Messages API, so
 //! that a script behaves the same in this process and over HTTP.
 
+use data_encoding::HEXLOWER;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -119,7 +120,7 @@ pub(super) fn digest(parts: &[&str]) -> String {
         hash.update(part.len().to_le_bytes());
         hash.update(part.as_bytes());
     }
-    hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&hash.finalize()[..12])
 }
 
 /// Characters as tokens: four make one.
