@@ -83,6 +83,12 @@ pub enum FetchError {
         /// Whether sending the request again is safe.
         repeatable: bool,
     },
+    /// The server gave up waiting for the request (408, RFC 9110 section 15.5.9), so nothing of it was done.
+    #[error("`{host}` gave up waiting for the request (408)")]
+    NotReceived {
+        /// The host.
+        host: String,
+    },
     /// No client could be made, for example because the system has no root certificates.
     #[error("no HTTP client could be made; are root certificates (ca-certificates) installed?")]
     Setup {
@@ -115,7 +121,8 @@ impl FetchError {
         match self {
             Self::Connect { repeatable: true, .. }
             | Self::Broken { repeatable: true, .. }
-            | Self::TimedOut { repeatable: true, .. } => Retry::After(None),
+            | Self::TimedOut { repeatable: true, .. }
+            | Self::NotReceived { .. } => Retry::After(None),
             Self::Connect { repeatable: false, .. }
             | Self::Broken { repeatable: false, .. }
             | Self::TimedOut { repeatable: false, .. }
@@ -181,6 +188,7 @@ impl From<FetchError> for Failure {
             FetchError::Broken { .. } => Failure::permanent("http_broken", unrepeatable()),
             FetchError::TimedOut { .. } if again => Failure::retriable("http_timeout", message),
             FetchError::TimedOut { .. } => Failure::permanent("http_timeout", unrepeatable()),
+            FetchError::NotReceived { .. } => Failure::retriable("http_not_received", message),
             FetchError::Setup { .. } => Failure::configuration("http_client", message),
         }
     }

@@ -210,3 +210,20 @@ async fn an_unknown_name_is_a_failed_connection() {
     let error = fails(&client(&["*.invalid"]), get("http://no-such-host.invalid/")).await;
     assert!(matches!(error, FetchError::Connect { .. }), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_request_that_the_server_did_not_get_is_no_answer() {
+    let gone = "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let kept = "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n";
+    let client = client(&["127.0.0.1"]);
+    let at = async |answer: &str| format!("http://{}/", serve_raw(answer, false).await);
+    for request in [get(at(gone).await), post(at(gone).await), get(at(kept).await)] {
+        let error = fails(&client, request).await;
+        assert!(matches!(error, FetchError::NotReceived { .. }), "{error}");
+        assert_eq!(error.retry(), Retry::After(None));
+        let failure = Failure::from(error);
+        assert_eq!((failure.category, failure.code.as_ref()), (Category::Retriable, "http_not_received"));
+    }
+    // The order may have been taken by something behind a server that keeps the connection.
+    assert_eq!(client.fetch(post(at(kept).await), LIMIT).await.expect("an answer").status, 408);
+}
