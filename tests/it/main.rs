@@ -36,6 +36,7 @@ mod shutdown;
 mod status;
 mod supervision;
 mod takeover;
+mod tls;
 mod tool_results;
 mod tool_servers;
 mod waiting;
