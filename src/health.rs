@@ -27,6 +27,7 @@ pub struct Health {
     refused_ms: AtomicI64,
     events_full: AtomicBool,
     forbidden: AtomicBool,
+    unseen: AtomicBool,
     required_down: AtomicUsize,
     current: Mutex<Option<String>>,
     servers: Mutex<Vec<Arc<Mutex<ServerStatus>>>>,
@@ -49,6 +50,7 @@ impl Health {
             refused_ms: AtomicI64::new(i64::MIN),
             events_full: AtomicBool::new(false),
             forbidden: AtomicBool::new(false),
+            unseen: AtomicBool::new(false),
             required_down: AtomicUsize::new(0),
             current: Mutex::new(None),
             servers: Mutex::default(),
@@ -139,10 +141,16 @@ impl Health {
         self.forbidden.swap(forbidden, Ordering::Relaxed)
     }
 
-    /// Whether there is no place for results, because Redis does not take them or nobody reads them: then no more
-    /// work is fetched.
+    /// Nobody has looked yet whether this Redis can be relied on, or somebody has.
+    pub fn unseen(&self, unseen: bool) {
+        self.unseen.store(unseen, Ordering::Relaxed);
+    }
+
+    /// Whether there is no place for results, because Redis does not take them, nobody reads them, or nobody knows yet
+    /// whether Redis keeps them: then no more work is fetched.
     pub fn stops_fetching(&self) -> bool {
-        self.holds_results() || self.events_full.load(Ordering::Relaxed) || self.forbidden.load(Ordering::Relaxed)
+        self.holds_results()
+            || [&self.events_full, &self.forbidden, &self.unseen].iter().any(|bar| bar.load(Ordering::Relaxed))
     }
 
     /// Whether the results that are held now have not been told of yet; true once.
@@ -196,6 +204,7 @@ impl Health {
             (self.holds_results(), "redis does not take results"),
             (!self.groups.load(Ordering::Relaxed), "the consumer group is not there yet"),
             (self.events_full.load(Ordering::Relaxed), "a terminal event stream is full"),
+            (self.unseen.load(Ordering::Relaxed), "nobody could look yet whether redis keeps what it is given"),
             (self.forbidden.load(Ordering::Relaxed), "redis would refuse a command that results need"),
             (self.draining(), "the worker is stopping"),
             (self.required_down.load(Ordering::Relaxed) > 0, "a required tool server is away"),
@@ -273,6 +282,15 @@ mod tests {
         assert!(!health.forbidden(true) && health.stops_fetching() && health.live());
         assert_eq!(health.not_ready(), ["redis would refuse a command that results need"]);
         assert!(health.forbidden(false) && !health.stops_fetching() && health.not_ready().is_empty());
+    }
+
+    #[test]
+    fn nothing_is_fetched_from_a_server_that_nobody_looked_at() {
+        let health = running();
+        health.unseen(true);
+        assert!(health.stops_fetching() && health.live() && health.not_ready().len() == 1);
+        health.unseen(false);
+        assert!(!health.stops_fetching() && health.not_ready().is_empty());
     }
 
     #[test]

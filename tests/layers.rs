@@ -37,8 +37,8 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
 
 /// Crates that belong to some layers, or to parts of them, alone.
 const CRATES: &[(&str, &[&str])] = &[
+    ("actix", &["actors", "app", "main"]),
     // Subcommands such as `dev` and `exec` run a small system of their own.
-    ("actix", &["actors", "app", "cli", "main"]),
     ("actix_rt", &["actors", "app", "cli", "main"]),
     ("actix_web", &["http", "app", "main"]),
     ("redis", &["clients::redis"]),
@@ -255,6 +255,7 @@ fn each_layer_has_its_own_rules() {
     refused("actors/pool.rs", "use anyhow::Context;");
     fine("actors/pool.rs", "use actix::Actor; use crate::{modes, clients, tools};");
     refused("cli/run.rs", "use actix_web::web;");
+    refused("cli/run.rs", "use actix::Addr;");
     fine("cli/run.rs", "use actix_rt::System; use crate::app; use anyhow::Result;");
     refused("app/mod.rs", "use crate::cli::Cli;");
     fine("main.rs", "use da_node_executor::cli; use da_node_executor::{app, config}; fn main() {}");

@@ -9,7 +9,8 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use actix::dev::ToEnvelope;
-use actix::{Actor, Addr, Handler, Message, Recipient, System};
+use actix::{Actor, Addr, Handler, Message, Recipient};
+use actix_rt::System;
 use tokio::sync::mpsc;
 
 use crate::metrics::{ActorLabels, Metrics};
@@ -89,7 +90,7 @@ pub fn supervise<A: Actor>(
     let (dead, mut deaths) = mpsc::unbounded_channel();
     post.occupy(Some(build(DeathWatch { dead: dead.clone() })));
     let posted = post.clone();
-    actix::spawn(async move {
+    actix_rt::spawn(async move {
         let mut rebuilt: VecDeque<Instant> = VecDeque::new();
         loop {
             tokio::select! {

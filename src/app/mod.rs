@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use actix::{Actor as _, Arbiter, System};
+use actix::Actor as _;
+use actix_rt::{Arbiter, System};
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -56,6 +57,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const SAME_ORDER: Duration = Duration::from_secs(1);
 /// How long HTTP, tool servers and the registry may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
+/// How often a server that does not answer yet is asked what it is; nothing is read from it before.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Settings with which nothing can be run, or a server that cannot keep work safe: a restart would not help.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +176,7 @@ impl Worker {
         let server =
             serve(listener, &config.http, facts, Arc::new(Catalogue::new(&running)), Arc::new(Desk(waiting.clone())))?;
         let http = server.handle();
-        actix::spawn(server);
+        actix_rt::spawn(server);
         tracing::info!(%address, worker.id = worker_id, consumer = %consumer, version = env!("CARGO_PKG_VERSION"),
             "worker started");
 
@@ -181,7 +184,7 @@ impl Worker {
         let kinds =
             EventType::PROGRESS.into_iter().filter(|kind| config.events.progress.iter().any(|p| p == kind.as_str()));
         let (progress, queued) = ProgressLog::new(kinds, &worker_id, Arc::clone(&metrics));
-        actix::spawn(write_until_closed(queued, event_log.clone(), Arc::clone(&metrics)));
+        actix_rt::spawn(write_until_closed(queued, event_log.clone(), Arc::clone(&metrics)));
 
         let state =
             StateStore::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);
@@ -190,7 +193,8 @@ impl Worker {
         let blobs = Blobs::new(link.clone(), keys.clone(), &config.state);
         let fetched = blobs.clone();
         let of_store = Arc::clone(&health);
-        let store = supervise("store", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+        // What results pass through lives as long as results come: an actor that dies in the drain is rebuilt too.
+        let store = supervise("store", Arc::clone(&metrics), phases.end.clone(), move |watch| {
             StoreActor::new(state.clone(), journal.clone(), fetched.clone(), Arc::clone(&of_store), watch).start()
         });
         let settler =
@@ -212,7 +216,7 @@ impl Worker {
             metrics: Arc::clone(&metrics),
             give_up: phases.give_up.clone(),
         });
-        let publisher = supervise("publisher", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+        let publisher = supervise("publisher", Arc::clone(&metrics), phases.end.clone(), move |watch| {
             Publisher::new(Arc::clone(&publisher_deps), watch).start()
         });
         let executor_deps = Arc::new(ExecutorDeps {
@@ -230,7 +234,7 @@ impl Worker {
         let executors = (0..config.pool.arbiters().get())
             .map(|_| {
                 let (deps, arbiter) = (Arc::clone(&executor_deps), Arbiter::new());
-                supervise("executor", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
+                supervise("executor", Arc::clone(&metrics), phases.end.clone(), move |watch| {
                     let deps = Arc::clone(&deps);
                     start_on(&arbiter, move || NodeExecutor::new(deps, watch))
                 })
@@ -290,7 +294,7 @@ impl Worker {
             health: Arc::clone(&health),
             stop: phases.drain.clone(),
         });
-        inspect(link.clone(), permissions, &config.redis.url).await?;
+        inspect(link.clone(), permissions, &config.redis.url, &health).await?;
         supervise("janitor", Arc::clone(&metrics), phases.drain.clone(), move |watch| {
             Janitor::new(Arc::clone(&janitor_deps), watch).start()
         });
@@ -334,7 +338,7 @@ impl Worker {
             in_flight: in_flight.clone(),
             health: Arc::clone(&health),
         };
-        let registrar = actix::spawn(registrar.announce_until(phases.end.clone()));
+        let registrar = actix_rt::spawn(registrar.announce_until(phases.end.clone()));
         Ok(Self { config, health, in_flight, permits, leases, running, http, registrar, phases, signals })
     }
 
@@ -395,18 +399,19 @@ async fn idle_by(permits: &Semaphore, size: usize, deadline: Instant) -> bool {
     tokio::time::timeout_at(deadline.into(), all).await.is_ok()
 }
 
-/// Looks at the server once it answers. One that cannot be relied on is refused before anything is read from it.
-async fn inspect(link: Link, permissions: Permissions, address: &str) -> anyhow::Result<()> {
+/// Looks at the server once it answers. One that cannot be relied on is refused before any work is read from it.
+async fn inspect(link: Link, permissions: Permissions, address: &str, health: &Arc<Health>) -> anyhow::Result<()> {
     // An unreachable server is no reason not to start; the look then follows as soon as it answers.
     let mut told = match facts(&link, &permissions).await {
         Ok((facts, missing)) => return Ok(check(&facts, &missing)?),
         Err(error) => error,
     };
     tell_wait(&told, address);
-    let address = String::from(address);
-    actix::spawn(async move {
+    health.unseen(true);
+    let (address, health) = (String::from(address), Arc::clone(health));
+    actix_rt::spawn(async move {
         loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(LOOK_PAUSE).await;
             match facts(&link, &permissions).await {
                 Err(error) => {
                     // One line for each kind of trouble, not one a try.
@@ -419,7 +424,9 @@ async fn inspect(link: Link, permissions: Permissions, address: &str) -> anyhow:
                     if let Err(refused) = check(&facts, &missing) {
                         tracing::error!(%refused, "the worker stops");
                         System::current().stop_with_code(EXIT_CONFIG);
+                        return;
                     }
+                    health.unseen(false);
                     return;
                 }
             }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use actix::{Actor, Addr, Arbiter, Context};
+use actix::{Actor, Addr, Context};
+use actix_rt::Arbiter;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::System;
+use actix_rt::System;
 use clap::Args;
 use console::style;
 use serde::Deserialize;
@@ -73,7 +73,7 @@ pub fn run(settings: &Settings, args: &ExecArgs) -> u8 {
         };
         let cancel = Cancel::new();
         let interrupted = cancel.clone();
-        actix::spawn(async move {
+        actix_rt::spawn(async move {
             if tokio::signal::ctrl_c().await.is_ok() {
                 interrupted.cancel(CancelReason::Requested);
             }

@@ -22,12 +22,12 @@ pub struct ScriptedModelArgs {
 
 /// Serves until a signal.
 pub fn run(args: &ScriptedModelArgs) -> u8 {
-    let served = actix::System::new().block_on(async {
+    let served = actix_rt::System::new().block_on(async {
         let model = Arc::new(ScriptedModel::load(&args.script)?);
         let listening = scripted_model::serve(model, ("127.0.0.1", args.port))?;
         print_line(listening.base_url());
         let handle = listening.handle();
-        actix::spawn(async move {
+        actix_rt::spawn(async move {
             let _ = tokio::signal::ctrl_c().await;
             handle.stop(true).await;
         });

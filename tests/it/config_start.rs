@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::harness::bed::Bed;
+use crate::harness::bed::{Bed, GROUP};
 use crate::harness::eventually;
 use crate::harness::redis::{RedisServer, connect};
 use crate::harness::worker::{Spec, Worker};
@@ -128,14 +128,24 @@ async fn a_redis_that_evicts_is_refused_whenever_it_is_seen() {
         assert_eq!(bed.ask::<usize>(&["DBSIZE"]).await, 0, "nothing was begun");
     }
     // One that comes later is looked at then.
-    let mut server = RedisServer::start_with(&["--maxmemory-policy", "allkeys-random"]);
-    server.kill();
-    let worker = Spec::bare().env("REDIS_ADDR", format!("127.0.0.1:{}", server.port())).env("HEALTH_PORT", "0").start();
-    worker.answers("/live", 200).await;
-    server.start_again();
+    let kept = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "allkeys-random"];
+    let mut bed = Bed::with_own_redis(&kept).await;
+    let item = json!({"graph_id": "g", "node_id": "n", "inputs": {}, "config": {"tool_name": "current_time"}});
+    bed.submit(&item).await;
+    bed.own_server().kill();
+    let worker = bed.worker("w1").start();
+    let ready = worker.answers("/ready", 503).await.json();
+    assert!(ready["reasons"].to_string().contains("nobody could look yet"), "{ready}");
+    bed.own_server().start_again();
     let (code, output) = worker.ends().await;
     assert_eq!(code, Some(78), "{output}");
     assert!(output.contains("allkeys-random"), "{output}");
+    bed.reconnect().await;
+    // The group may not be there yet, which is as good.
+    let pending = bed.try_ask::<Vec<redis::Value>>(&["XPENDING", &bed.stream, GROUP, "-", "+", "9"]).await;
+    let pending = pending.map_or(0, |pending| pending.len());
+    let state = (bed.ask::<usize>(&["XLEN", &bed.stream]).await, pending, bed.count().await);
+    assert_eq!(state, (1, 0, 0), "the item waits for another Redis, and nobody took it");
 }
 
 #[tokio::test]

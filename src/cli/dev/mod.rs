@@ -13,7 +13,7 @@ mod workers;
 
 use std::fmt::Display;
 
-use actix::System;
+use actix_rt::System;
 use clap::Args;
 use console::style;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::System;
+use actix_rt::System;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
