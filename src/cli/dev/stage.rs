@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secrecy::ExposeSecret as _;
-use serde_json::json;
+use secrecy::{ExposeSecret as _, SecretString};
 use tempfile::TempDir;
 
 use crate::cli::dev::redis_server::RedisServer;
@@ -17,7 +16,9 @@ use crate::cli::dev::{DevArgs, Trouble, scenario};
 use crate::cli::{FAILED, Settings, UNAVAILABLE, WRONG_CONFIG, complain};
 use crate::clients::llm::script::ScriptedModel;
 use crate::clients::redis::{Keys, Link, RedisError, forget};
-use crate::config::{AuthHeader, Config, ProviderConfig};
+use crate::config::show::Entry;
+use crate::config::source::dotted;
+use crate::config::{Config, ProviderConfig};
 use crate::http::scripted_model::{self, ServerHandle};
 
 /// Workers at any time.
@@ -85,7 +86,7 @@ impl Stage {
                     secrets.push(("LLM_PROVIDER", OsString::from(PROVIDER)));
                     secrets.push(("LLM_API_KEY", OsString::from(key.expose_secret())));
                 }
-                provider_section(real)
+                real.section.clone()
             }
             (None, Some(served)) => scripted_section(&served.url),
             (None, None) => String::new(),
@@ -211,23 +212,31 @@ fn serve_script() -> Result<Served, Trouble> {
     let listening = scripted_model::serve(Arc::clone(&model), (Ipv4Addr::LOCALHOST, 0))
         .map_err(|error| Trouble::new(FAILED, format!("the scripted model cannot be served: {error}")))?;
     let served = Served { model, url: listening.base_url(), handle: listening.handle() };
-    actix::spawn(listening.server);
+    actix_rt::spawn(listening.server);
     Ok(served)
 }
 
-/// The provider of the user's own configuration.
-fn real_provider(settings: &Settings, name: &str) -> Result<ProviderConfig, Trouble> {
-    let config =
-        settings.config().map_err(|code| Trouble::new(code, "--provider takes a model from your configuration"))?;
-    let known = config.llm.providers.keys().cloned().collect::<Vec<_>>().join(", ");
-    let provider = config.llm.providers.get(name).cloned().ok_or_else(|| {
+/// A provider of the user's own configuration.
+struct Real {
+    section: String,
+    api_key: Option<SecretString>,
+}
+
+/// Looks it up.
+fn real_provider(settings: &Settings, name: &str) -> Result<Real, Trouble> {
+    let loaded =
+        settings.load().map_err(|code| Trouble::new(code, "--provider takes a model from your configuration"))?;
+    let providers = &loaded.config.llm.providers;
+    let known = providers.keys().cloned().collect::<Vec<_>>().join(", ");
+    let provider = providers.get(name).ok_or_else(|| {
         Trouble::new(WRONG_CONFIG, format!("--provider {name}: your configuration has no such provider, only {known}"))
     })?;
     if provider.api_key.is_none() && provider.needs_key() {
         let remedy = "set LLM_API_KEY or LLM_API_KEY_FILE, or leave --provider out for the scripted model";
         return Err(Trouble::new(WRONG_CONFIG, format!("--provider {name} has no key; {remedy}")));
     }
-    Ok(provider)
+    let section = provider_section(name, provider, &loaded.entries);
+    Ok(Real { section, api_key: provider.api_key.clone() })
 }
 
 fn url_of(address: &str) -> String {
@@ -276,37 +285,20 @@ fn scripted_section(url: &str) -> String {
     )
 }
 
-/// The user's provider without its key, which workers get by their environment.
-fn provider_section(provider: &ProviderConfig) -> String {
-    let kind = provider.kind.as_str();
-    let auth = match provider.auth {
-        AuthHeader::ApiKey => "x-api-key",
-        AuthHeader::Bearer => "bearer",
-    };
-    let betas = provider.betas.iter().map(|beta| quoted(beta)).collect::<Vec<_>>().join(", ");
-    let mut text = format!(
-        "[llm.providers.{PROVIDER}]\nkind = \"{kind}\"\nauth = \"{auth}\"\nbase_url = {}\nmodel = {}\nversion = {}\n\
-         betas = [{betas}]\nmax_tokens = {}\ntimeout = \"{}\"\nconnect_timeout = \"{}\"\nconcurrency = {}\n",
-        quoted(&provider.base_url),
-        quoted(&provider.model),
-        quoted(&provider.version),
-        provider.max_tokens,
-        humantime::format_duration(provider.timeout),
-        humantime::format_duration(provider.connect_timeout),
-        provider.concurrency,
-    );
-    let _ = write!(
-        text,
-        "api = {}\nmax_tokens_as = {}\nstructured_output = {}\nreasoning_history = {}\nimages = {}\n",
-        json!(provider.api),
-        json!(provider.max_tokens_as),
-        json!(provider.structured_output),
-        provider.reasoning_history,
-        provider.images,
-    );
+/// The user's provider with all that is said of it but its key, which workers get by their environment.
+fn provider_section(name: &str, provider: &ProviderConfig, entries: &[Entry]) -> String {
+    let mut text = format!("[llm.providers.{PROVIDER}]\nbase_url = {}\n", quoted(&provider.base_url));
     if let Some(script) = &provider.script {
         let script = std::path::absolute(script).unwrap_or_else(|_| script.clone());
         let _ = writeln!(text, "script = {}", quoted(&script.display().to_string()));
+    }
+    let section = dotted(&["llm", "providers", name]) + ".";
+    for entry in entries {
+        let Some(member) = entry.key.strip_prefix(&section) else { continue };
+        // Entries are fit to be shown: the key is masked, and an address may be.
+        if let (Some(value), false) = (&entry.value, matches!(member, "api_key" | "base_url" | "script")) {
+            let _ = writeln!(text, "{member} = {value}");
+        }
     }
     text
 }
@@ -324,11 +316,13 @@ impl From<RedisError> for Trouble {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use clap::Parser as _;
 
     use super::*;
     use crate::cli::Cli;
-    use crate::config::load::{LoadOptions, load};
+    use crate::config::load::{LoadOptions, Loaded, load};
 
     #[test]
     fn an_address_is_shown_without_its_password() {
@@ -349,23 +343,55 @@ mod tests {
         }
     }
 
+    /// A provider of which everything is said otherwise than by default.
+    const MINE: &str = r#"
+        [llm.providers.mine]
+        kind = "openai"
+        base_url = "https://models.example/v1"
+        api_key = "s3cr3t"
+        auth = "bearer"
+        model = "m"
+        betas = ["one", "two"]
+        stream = "always"
+        stall_timeout = "7s"
+        requests_per_minute = 60
+        breaker_failures = 0
+        images = false
+        limits."m.1" = { tokens_per_minute = 1000 }
+        prices."m.1" = { input = 1.5, output = 2.0 }
+    "#;
+
     #[test]
     fn the_workers_file_is_a_configuration() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = Config::default();
         config.state.prefix = String::from("a \"quoted\" prefix:");
-        let real = ProviderConfig { betas: vec![String::from("one")], ..ProviderConfig::default() };
-        for section in [scripted_section("http://127.0.0.1:1"), provider_section(&real)] {
+        let loaded = |text: &str| {
             let file = folder.path().join(FILE);
-            std::fs::write(&file, worker_file(&config, Path::new("/a b/worker"), &section)).expect("it can be written");
+            std::fs::write(&file, text).expect("it can be written");
             let environment =
                 [("WORKER_ID", "w"), ("HEALTH_PORT", "1")].map(|(name, value)| (name.into(), value.into()));
             let options = LoadOptions { file: Some(file), env: environment.into(), ..LoadOptions::default() };
-            let loaded = load(&options).expect("it is valid");
+            load(&options).expect("it is valid")
+        };
+        let mine = loaded(MINE);
+        let real = provider_section("mine", &mine.config.llm.providers["mine"], &mine.entries);
+        assert!(!real.contains("s3cr3t"), "{real}");
+        for section in [scripted_section("http://127.0.0.1:1"), real.clone()] {
+            let loaded = loaded(&worker_file(&config, Path::new("/a b/worker"), &section));
             assert_eq!(loaded.config.state.prefix, config.state.prefix);
             assert_eq!(loaded.config.llm.default, PROVIDER);
             assert_eq!(loaded.config.lease.renew(), Duration::from_millis(150));
             assert_eq!(loaded.config.mcp.servers["demo"].command.as_deref(), Some("/a b/worker"));
         }
+        // What the account is limited to and what it costs holds in the demo as well.
+        let members = |loaded: &Loaded, name: &str| {
+            let section = dotted(&["llm", "providers", name]) + ".";
+            let members = loaded.entries.iter().filter_map(|entry| Some((entry.key.strip_prefix(&section)?, entry)));
+            let kept = members.filter(|(member, _)| *member != "api_key");
+            kept.map(|(member, entry)| (member.to_owned(), entry.value.clone())).collect::<BTreeMap<_, _>>()
+        };
+        let theirs = loaded(&worker_file(&config, Path::new("/a b/worker"), &real));
+        assert_eq!(members(&theirs, PROVIDER), members(&mine, "mine"));
     }
 }
