@@ -272,6 +272,36 @@ async fn a_wrong_type_of_the_crash_counts_is_named_and_nothing_is_taken() {
 }
 
 #[tokio::test]
+async fn a_crash_count_that_is_no_number_begins_anew_and_the_takeover_goes_on() {
+    let world = World::new().await;
+    let (_dead, first) = world.worker_with("w:1", ITEM).await;
+    let second = world.worker_with("w:1", ITEM).await.1;
+    for delivery in [&first, &second] {
+        world.silence(&delivery.entry, "w:1").await;
+    }
+    let crashes = world.keys.crashes(&world.stream);
+    world.redis::<()>(&["HSET", &crashes, first.entry.as_str(), "many"]).await;
+    let taken = world.worker("w:2").leases.claim(&world.stream, &[], 10, ALL).await.expect("an answer");
+    let counts: Vec<_> = taken.iter().map(|entry| (&entry.entry, entry.crashes)).collect();
+    assert_eq!(counts, [(&first.entry, 1), (&second.entry, 1)]);
+    assert_eq!(world.redis::<String>(&["HGET", &crashes, first.entry.as_str()]).await, "1");
+}
+
+#[tokio::test]
+async fn a_work_stream_of_another_type_has_no_leases_and_is_named() {
+    let world = World::new().await;
+    let (worker, delivery) = world.worker_with("w:1", ITEM).await;
+    world.spoil(&world.stream).await;
+    assert_eq!(worker.leases.renew(&[held(&delivery)]).await.expect("an answer"), [Renewal::Lost]);
+    assert_eq!(worker.leases.hand_back(&[held(&delivery)]).await.expect("an answer"), [Renewal::Lost]);
+    for answer in
+        [worker.leases.claim(&world.stream, &[], 1, ALL).await, worker.leases.stranded(&world.stream, &[], 1).await]
+    {
+        assert!(matches!(answer, Err(RedisError::WrongType { .. })), "{answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_takeover_without_a_group_says_so() {
     let world = World::new().await;
     world.redis::<()>(&["XGROUP", "DESTROY", &world.stream, GROUP]).await;

@@ -14,10 +14,15 @@ for i = 6, #ARGV, 3 do
     if claimed then
       local crashes
       if ARGV[4] == '1' then
-        crashes = redis.call('HINCRBY', KEYS[2], entry, 1)
+        crashes = redis.pcall('HINCRBY', KEYS[2], entry, 1)
+        if type(crashes) ~= 'number' then
+          -- What stands there is no count. The entry is ours by now, so this may not break off.
+          crashes = 1
+          redis.call('HSET', KEYS[2], entry, crashes)
+        end
         redis.call('PEXPIRE', KEYS[2], ARGV[5])
       else
-        crashes = tonumber(redis.call('HGET', KEYS[2], entry) or 0)
+        crashes = tonumber(redis.call('HGET', KEYS[2], entry) or 0) or 0
       end
       taken[#taken + 1] = {entry, pending[4] + 1, crashes, claimed[2]}
     else
