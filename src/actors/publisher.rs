@@ -95,9 +95,12 @@ impl Handler<DeadLetter> for Publisher {
         Box::pin(async move {
             tracing::warn!(stream = %entry.stream, entry = %entry.entry, reason = %letter.reason, error = %letter.error,
                 "an entry cannot be understood and becomes a dead letter");
-            deps.metrics.dead_letters.get_or_create(&ReasonLabels { reason: letter.reason.clone() }).inc();
             custody.settling();
-            deps.until_answered(|| deps.settler.dead_letter(&entry, &letter)).await;
+            let answer = deps.until_answered(|| deps.settler.dead_letter(&entry, &letter)).await;
+            // Whoever lost the entry did not write the letter.
+            if let Some(Settled::Done) = answer {
+                deps.metrics.dead_letters.get_or_create(&ReasonLabels { reason: letter.reason }).inc();
+            }
         })
     }
 }
@@ -149,6 +152,7 @@ impl PublisherDeps {
         let delivery = with_present_token(delivery, &custody);
         let mode = report.mode.map_or("unknown", crate::domain::node::Mode::as_str);
         let took = started.elapsed();
+        self.metrics.retries.inc_by(u64::from(report.spent.retries));
         if let (Some(mode), false) = (report.mode, matches!(report.outcome, Outcome::Parked(_) | Outcome::Waiting(_))) {
             let histogram = self.metrics.duration.get_or_create(&ModeLabels { mode: mode.as_str() });
             Metrics::seconds(&histogram, took);
@@ -226,9 +230,6 @@ impl PublisherDeps {
         let elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         if report.resumed.is_some() {
             self.metrics.resumed.inc();
-        }
-        if report.spent.attempts > 1 {
-            self.metrics.retries.inc_by(u64::from(report.spent.attempts - 1));
         }
         if let Some(letter) = &settlement.letter {
             self.metrics.dead_letters.get_or_create(&ReasonLabels { reason: letter.reason.clone() }).inc();

@@ -232,7 +232,12 @@ impl Record {
         for turn in &self.turns {
             *usage.get_or_insert_with(Usage::default) += turn.usage;
         }
-        Spent { usage, tool_calls: before.tool_calls + self.starts, attempts: before.attempts.max(used.attempts) }
+        Spent {
+            usage,
+            tool_calls: before.tool_calls + self.starts,
+            attempts: before.attempts.max(used.attempts),
+            retries: 0,
+        }
     }
 
     /// Tool calls that have ended, as opposed to begun.
@@ -366,7 +371,12 @@ mod tests {
     }
 
     fn header() -> Header {
-        let before = Spent { usage: Some(Usage { input_tokens: 1, ..Usage::default() }), tool_calls: 2, attempts: 1 };
+        let before = Spent {
+            usage: Some(Usage { input_tokens: 1, ..Usage::default() }),
+            tool_calls: 2,
+            attempts: 1,
+            retries: 0,
+        };
         Header {
             v: JOURNAL_VERSION,
             config: String::from("abc"),
@@ -455,7 +465,7 @@ mod tests {
     fn what_was_used_is_counted_from_the_entries_on_top_of_earlier_epochs() {
         let record = usable(&fields());
         let usage = Usage { input_tokens: 11, output_tokens: 5, ..Usage::default() };
-        assert_eq!(record.spent(), Spent { usage: Some(usage), tool_calls: 4, attempts: 4 });
+        assert_eq!(record.spent(), Spent { usage: Some(usage), tool_calls: 4, attempts: 4, retries: 0 });
         assert!(record.unsafe_begun());
         assert_eq!(record.ended_calls(), 1);
     }

@@ -152,6 +152,9 @@ pub struct Spent {
     pub tool_calls: u32,
     /// The highest attempt number any step needed.
     pub attempts: u32,
+    /// Tries of steps beyond the first, in this execution alone.
+    #[serde(skip)]
+    pub retries: u32,
 }
 
 /// Steps of an earlier attempt that were not done again.

@@ -77,13 +77,19 @@ impl Ledger {
         name: &'static str,
         site: &str,
         patience: &Patience,
-        operation: F,
+        mut operation: F,
     ) -> Result<T, Failure>
     where
         F: FnMut() -> Op,
         Op: Future<Output = Result<T, Failure>>,
     {
-        let result = match step(name, patience, operation).await {
+        // Once the node was parked in this step, its first try here is another one already.
+        let tried = Cell::new(patience.made > 0);
+        let counted = || {
+            self.spent.borrow_mut().retries += u32::from(tried.replace(true));
+            operation()
+        };
+        let result = match step(name, patience, counted).await {
             Err(Halt::Parked { until, made, failure }) => {
                 self.waits.park(Wait { until, made, failure, site: site.to_owned() }).await
             }

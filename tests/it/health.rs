@@ -71,7 +71,10 @@ rules:
     run("fails", json!({"tool_name": "fail", "tool_params": {"reason": "r"}})).await;
     run("wrong", json!({})).await;
     bed.submit_raw(b"rubbish").await;
-    eventually("a dead letter", async || (bed.dead_letters().await.len() == 1).then_some(())).await;
+    eventually("a dead letter", async || {
+        (worker.metric("executor_dead_letters_total", &[]).await >= 1.0).then_some(())
+    })
+    .await;
 
     let text = worker.get("/metrics").await;
     assert!(text.content_type.starts_with("application/openmetrics-text"), "{}", text.content_type);
@@ -162,6 +165,21 @@ async fn a_worker_stands_in_the_registry_while_it_runs() {
     assert!(metadata["models"].to_string().contains("anthropic"), "{metadata}");
     let ttl: i64 = bed.ask(&["PTTL", &key]).await;
     assert!((1..=30_000).contains(&ttl), "{ttl}");
+
+    // What it does is told by the next renewal, well before the entry would expire.
+    bed.submit(&json!({"graph_id": "g", "node_id": "held", "inputs": {}, "config": gate.node("held")})).await;
+    gate.arrived("held", 1).await;
+    let busy = eventually("the entry tells of the node", async || {
+        let entry: String = bed.ask(&["GET", &key]).await;
+        let entry: Value = serde_json::from_str(&entry).expect("JSON");
+        (entry["status"] == "busy").then_some(entry)
+    })
+    .await;
+    assert_eq!((&busy["current_task"], &busy["pending_tasks"]), (&json!("g/held"), &json!(1)));
+    assert_eq!((&busy["metadata"]["in_flight"], &busy["registered_at"]), (&json!(1), &entry["registered_at"]));
+    assert_ne!(busy["last_heartbeat"], entry["last_heartbeat"]);
+    gate.open("held");
+    bed.settled().await;
 
     // Another process of the same name has the entry by now: a clean stop leaves it alone.
     bed.ask::<()>(&["SET", &key, r#"{"id":"w1","metadata":{"instance":"another"}}"#, "EX", "30"]).await;

@@ -7,6 +7,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::harness::bed::Bed;
+use crate::harness::eventually;
 
 /// What an entry is made of, the reason of its dead letter, and the node that a `node.failed` names.
 struct Case {
@@ -137,7 +138,10 @@ async fn entries_of_every_malformed_kind_become_dead_letters_and_the_reader_goes
             assert_eq!(event["metadata"]["work_id"], text("work_id"));
         }
     }
-    assert_eq!(worker.metric("executor_dead_letters_total", &[]).await as usize, cases.len());
+    eventually("every letter is counted", async || {
+        (worker.metric("executor_dead_letters_total", &[]).await as usize == cases.len()).then_some(())
+    })
+    .await;
     assert_eq!(worker.metric("executor_dead_letters_total", &["missing_id"]).await, 6.0);
     assert_eq!(worker.metric("executor_items_in_flight", &[]).await, 0.0);
 }

@@ -14,6 +14,10 @@ rules:
     reply: {text: fine, fail_first: {times: 1, status: 529}}
   - match: {prompt: broken twice}
     reply: {text: fine, fail_first: {times: 2, status: 500}}
+  - match: {prompt: stumbles, tool: calculate}
+    replies:
+      - {tool_calls: [{name: calculate, input: {expression: "1"}}], fail_first: {times: 1, status: 529}}
+      - {text: done, fail_first: {times: 2, status: 529}}
   - match: {prompt: limited}
     reply: {text: fine, fail_first: {times: 4, status: 429, retry_after: 250ms}}
   - match: {prompt: always busy}
@@ -40,9 +44,14 @@ async fn a_step_that_fails_in_passing_is_tried_again_and_the_event_says_so() {
     let event = bed.run(&item("b", "broken twice", &json!({}))).await;
     assert_eq!((event.output()["content"].as_str(), event["metadata"]["attempt"].as_u64()), (Some("fine"), Some(3)));
     assert_eq!(worker.metric("executor_retries_total", &[]).await, 3.0);
-    let event = bed.run(&item("c", "wrong", &json!({}))).await;
+    // Every try of every step counts, not those of the worst step alone.
+    let agent = json!({"task": "stumbles", "tools": ["calculate"], "llm_config": {}});
+    let event = bed.run(&json!({"graph_id": "g", "node_id": "c", "config": agent, "inputs": {}})).await;
+    assert_eq!((event["type"].as_str(), event["metadata"]["attempt"].as_u64()), (Some("node.completed"), Some(3)));
+    assert_eq!(worker.metric("executor_retries_total", &[]).await, 6.0);
+    let event = bed.run(&item("d", "wrong", &json!({}))).await;
     assert_eq!((event.failure().0, event["metadata"]["attempt"].as_u64()), ("permanent", Some(1)));
-    assert_eq!(model.calls().requests, 6, "what fails for good is not tried again");
+    assert_eq!(model.calls().requests, 11, "what fails for good is not tried again");
 }
 
 #[tokio::test]
