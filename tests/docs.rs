@@ -127,9 +127,9 @@ fn every_item_in_a_command_line_is_an_item() {
 }
 
 #[test]
-fn every_sample_node_can_be_read() {
+fn every_sample_node_can_be_read_and_stands_in_the_readmes_table() {
     let folder = fs::read_dir(root().join("examples")).expect("there are examples");
-    let mut modes = BTreeSet::new();
+    let (mut modes, mut samples) = (BTreeSet::new(), BTreeSet::new());
     for path in folder.map(|entry| entry.expect("the folder can be read").path()) {
         let name = path.file_name().and_then(|name| name.to_str()).expect("a plain name");
         match name.rsplit_once('.') {
@@ -139,6 +139,7 @@ fn every_sample_node_can_be_read() {
                 assert!(loaded.unwrap_or_else(|error| panic!("{error}")).config.mcp.servers.contains_key("demo"));
             }
             Some((stem, "json")) if stem != "state" => {
+                samples.insert(stem.to_owned());
                 modes.extend(check_item(name, &read(&path)).map(Mode::as_str));
             }
             Some((_, "toml")) => drop(load_file(&path).unwrap_or_else(|error| panic!("{name}: {error}"))),
@@ -146,6 +147,10 @@ fn every_sample_node_can_be_read() {
         }
     }
     assert_eq!(modes.into_iter().collect::<Vec<_>>(), ["agent", "llm", "tool"]);
+    let text = read(&readme());
+    let rows = text.lines().skip_while(|line| !line.starts_with(" NODE ")).skip(1).take_while(|line| *line != "```");
+    let shown: BTreeSet<String> = rows.filter_map(|row| row.split_whitespace().next()).map(String::from).collect();
+    assert_eq!(shown, samples);
 }
 
 #[test]
