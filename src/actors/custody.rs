@@ -26,6 +26,7 @@ pub struct InFlight {
 struct Entry {
     deliveries: u64,
     cancel: Cancel,
+    opened: bool,
     settling: bool,
     suspect: bool,
     progressed: bool,
@@ -80,6 +81,7 @@ impl InFlight {
             Entry {
                 deliveries: token.deliveries,
                 cancel: cancel.clone(),
+                opened: false,
                 settling: false,
                 suspect: false,
                 progressed: false,
@@ -121,6 +123,13 @@ impl InFlight {
         Token { deliveries, ..delivery.token.clone() }
     }
 
+    /// The run was opened for this delivery.
+    pub fn opened(&self, delivery: &Delivery) {
+        if let Some(entry) = self.lock().get_mut(&(Arc::clone(&delivery.stream), delivery.entry.clone())) {
+            entry.opened = true;
+        }
+    }
+
     /// The node has come further than it ever was: what died with it before was not its fault.
     pub fn progressed(&self, delivery: &Delivery) {
         if let Some(entry) = self.lock().get_mut(&(Arc::clone(&delivery.stream), delivery.entry.clone())) {
@@ -138,12 +147,12 @@ impl InFlight {
         self.len() == 0
     }
 
-    /// A renewal found the lease lost. Ignored once a settle is sent: only its answer decides then.
-    /// Says whether the work was told.
+    /// A renewal found the lease lost. Ignored once a settle is sent, and until the run was opened: only their answers
+    /// decide then, and an entry whose run is done is acknowledged by the opening itself. Says whether the work was told.
     pub fn lost(&self, held: &Held) -> bool {
         let entries = self.lock();
         match entries.get(&(Arc::clone(&held.stream), held.entry.clone())) {
-            Some(entry) if !entry.settling && entry.deliveries == held.deliveries => {
+            Some(entry) if entry.opened && !entry.settling && entry.deliveries == held.deliveries => {
                 entry.cancel.cancel(CancelReason::Lost);
                 true
             }
@@ -318,12 +327,15 @@ mod tests {
     fn a_lost_lease_cancels_the_work_unless_it_is_being_settled_or_renewed_since() {
         let (table, pool) = (InFlight::default(), Arc::new(Semaphore::new(2)));
         let custody = take(&table, &pool, 1).expect("the entry is new");
+        assert!(!table.lost(&custody.held()), "the opening says whose it is");
+        table.opened(&delivery());
         assert!(!table.lost(&Held { deliveries: 7, ..custody.held() }), "an older or newer token says nothing");
         custody.settling();
         assert!(!table.lost(&custody.held()));
         assert_eq!(custody.cancel.reason(), None);
         drop(custody);
         let custody = take(&table, &pool, 1).expect("the entry is new again");
+        table.opened(&delivery());
         assert!(table.lost(&custody.held()));
         assert_eq!(custody.cancel.reason(), Some(CancelReason::Lost));
     }

@@ -312,24 +312,39 @@ impl Tools for ToolHandle {
 
 /// The graph's state.
 #[derive(Clone)]
-pub struct StoreHandle(pub Post<StateStore>);
+pub struct StoreHandle {
+    store: Post<StateStore>,
+    in_flight: InFlight,
+}
+
+impl StoreHandle {
+    /// The state by this store, for the entries of this table.
+    pub fn new(store: Post<StateStore>, in_flight: InFlight) -> Self {
+        Self { store, in_flight }
+    }
+}
 
 impl Store for StoreHandle {
     async fn open(&self, delivery: &Arc<Delivery>, wanted: &Wanted) -> Result<Opened, Failure> {
-        ask(&self.0, "state store", Open { delivery: Arc::clone(delivery), wanted: wanted.clone() }).await
+        let open = Open { delivery: Arc::clone(delivery), wanted: wanted.clone() };
+        let opened = ask(&self.store, "state store", open).await?;
+        if matches!(opened, Opened::Ready { .. } | Opened::Cancelled(_)) {
+            self.in_flight.opened(delivery);
+        }
+        Ok(opened)
     }
 
     async fn read(&self, graph_id: &GraphId, wanted: &Wanted) -> Result<Snapshot, Failure> {
-        ask(&self.0, "state store", Read { graph_id: graph_id.clone(), wanted: wanted.clone() }).await
+        ask(&self.store, "state store", Read { graph_id: graph_id.clone(), wanted: wanted.clone() }).await
     }
 
     async fn blob(&self, graph_id: &GraphId, node_id: &str, blob: &BlobRef) -> Result<Option<Box<RawValue>>, Failure> {
         let fetch = FetchBlob { graph_id: graph_id.clone(), node_id: String::from(node_id), blob: blob.clone() };
-        ask(&self.0, "state store", fetch).await
+        ask(&self.store, "state store", fetch).await
     }
 
     async fn node_ids(&self, graph_id: &GraphId) -> Result<Vec<String>, Failure> {
-        ask(&self.0, "state store", NodeIds { graph_id: graph_id.clone() }).await
+        ask(&self.store, "state store", NodeIds { graph_id: graph_id.clone() }).await
     }
 }
 

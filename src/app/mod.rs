@@ -223,7 +223,7 @@ impl Worker {
             handles: Handles {
                 llm: running.llm.clone(),
                 tools: running.tools.clone(),
-                store: StoreHandle(store.clone()),
+                store: StoreHandle::new(store.clone(), in_flight.clone()),
                 journal: JournalHandle::new(store, in_flight.clone(), keys.clone()),
                 events: progress,
             },
