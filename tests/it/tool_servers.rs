@@ -48,6 +48,25 @@ async fn the_state_of_each_tool_server_is_told_by_the_api_and_the_metrics() {
 }
 
 #[tokio::test]
+async fn what_every_node_would_repeat_is_logged_once() {
+    let bed = Bed::new().await;
+    let model = Model::start("rules: [{match: {prompt: hello}, reply: {text: hi}}]");
+    let server = mcp::HttpServer::fastmcp();
+    let file = mcp::http("first", &server) + &mcp::http("second", &server);
+    let worker = bed.worker_with_model("w1", &model).file(&file).start().ready().await;
+    for node in ["a", "b", "c"] {
+        bed.run(&tool(node, "add", json!({"a": 1, "b": 1}))).await.output();
+        let config = json!({"llm_config": {"prompt": "hello", "temperature": 0.5}});
+        let event = bed.run(&json!({"graph_id": "h", "node_id": node, "inputs": {}, "config": config})).await;
+        assert!(event["metadata"]["warnings"].to_string().contains("temperature"), "each node is told");
+    }
+    for words in ["a tool name is offered in several places", "sampling parameters are left out"] {
+        let told = worker.records().iter().filter(|record| record.to_string().contains(words)).count();
+        assert_eq!(told, 1, "{words}: {}", worker.log());
+    }
+}
+
+#[tokio::test]
 async fn a_node_goes_on_with_the_tools_that_are_known_while_their_server_is_away() {
     let bed = Bed::new().await;
     let model = Model::start("rules: [{match: {prompt: hello}, reply: {text: hi}}]");
