@@ -12,11 +12,13 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation, ListToolsResult,
-    PaginatedRequestParams, ProgressNotificationParam, ProtocolVersion, ServerCapabilities, ServerConfig,
-    SubscriptionFilter, Tool, ToolAnnotations,
+    CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ContentBlock, CreateTaskResult,
+    ErrorData, GetTaskParams, GetTaskResult, Implementation, InputRequest, ListToolsResult, PaginatedRequestParams,
+    ProgressNotificationParam, ProtocolVersion, ServerCapabilities, ServerConfig, SubscriptionFilter, Tool,
+    ToolAnnotations, UpdateTaskParams,
 };
 use rmcp::service::{RequestContext, SubscriptionContext};
+use rmcp::task_manager::{TaskContext, TaskExit, TaskManager, TaskOptions};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService, stdio};
 use rmcp::{RoleServer, ServerHandler, ServiceExt as _};
@@ -28,6 +30,7 @@ use tokio::sync::watch;
 struct Server {
     legacy: bool,
     changes: watch::Sender<u64>,
+    tasks: TaskManager,
 }
 
 fn object(value: Value) -> Arc<Map<String, Value>> {
@@ -54,6 +57,7 @@ fn tools() -> Vec<Tool> {
         Tool::new("show", "Shows every kind of content.", any()),
         Tool::new("meta", "Gives back what came beside the arguments.", any()),
         Tool::new("change", "Says that the tools have changed.", any()),
+        Tool::new("build", "Becomes a task, asks for a name if it shall, and writes down what it does.", any()),
     ]
 }
 
@@ -62,9 +66,11 @@ const PAGE: usize = 3;
 
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tool_list_changed().build())
-            .with_server_info(Implementation::new("rmcp-under-test", "1.0.0"))
-            .with_instructions("Add numbers.")
+        ServerConfig::new(
+            ServerCapabilities::builder().enable_tools().enable_tool_list_changed().enable_tasks().build(),
+        )
+        .with_server_info(Implementation::new("rmcp-under-test", "1.0.0"))
+        .with_instructions("Add numbers.")
     }
 
     fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
@@ -102,6 +108,18 @@ impl ServerHandler for Server {
         let mut page = ListToolsResult::with_all_items(all[from..until].to_vec());
         page.next_cursor = (until < all.len()).then(|| until.to_string());
         Ok(page)
+    }
+
+    async fn get_task(&self, task: GetTaskParams, _: RequestContext<RoleServer>) -> Result<GetTaskResult, ErrorData> {
+        Ok(GetTaskResult::new(self.tasks.get_task(&task.task_id)?))
+    }
+
+    async fn update_task(&self, update: UpdateTaskParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        self.tasks.update_task(&update.task_id, update.input_responses)
+    }
+
+    async fn cancel_task(&self, task: CancelTaskParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        self.tasks.cancel_task(&task.task_id)
     }
 
     async fn call_tool(
@@ -154,6 +172,25 @@ impl ServerHandler for Server {
                 let _ = context.peer.notify_tool_list_changed().await;
                 CallToolResult::success(text("changed"))
             }
+            "build" => {
+                let build = Build {
+                    name: arguments.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
+                    log: arguments.get("log").and_then(Value::as_str).unwrap_or_default().to_owned(),
+                    takes: Duration::from_millis(number("ms").unsigned_abs()),
+                    asks: arguments.get("asks").and_then(Value::as_bool).unwrap_or_default(),
+                };
+                build.note("called");
+                if !context.client_capabilities().is_some_and(|client| client.supports_tasks()) {
+                    return Ok(CallToolResult::success(text("built at once")).into());
+                }
+                let options = TaskOptions::new().with_poll_interval_ms(number("poll_ms").unsigned_abs());
+                let options = match number("ttl_ms") {
+                    0 => options,
+                    ttl => options.with_ttl_ms(ttl.unsigned_abs()),
+                };
+                let task = self.tasks.spawn(options, move |task| Box::pin(build.run(task)));
+                return Ok(CallToolResponse::Task(CreateTaskResult::new(task)));
+            }
             other => {
                 let mut words = String::from("there is no tool ");
                 let _ = write!(words, "`{other}`");
@@ -161,6 +198,49 @@ impl ServerHandler for Server {
             }
         };
         Ok(result.into())
+    }
+}
+
+/// One run of the tool `build`.
+struct Build {
+    name: String,
+    log: String,
+    takes: Duration,
+    asks: bool,
+}
+
+impl Build {
+    async fn run(self, task: TaskContext) -> Result<CallToolResult, TaskExit> {
+        task.set_status_message("laying bricks");
+        let mut built = format!("built {}", self.name);
+        if self.asks {
+            let question = json!({"method": "elicitation/create", "params": {
+                "mode": "form", "message": "For whom?",
+                "requestedSchema": {"type": "object", "properties": {"whom": {"type": "string"}}},
+            }});
+            let question: InputRequest = serde_json::from_value(question).expect("a question");
+            let answer = task.request_input("whom", question).await?;
+            self.note("answered");
+            built = format!("{built} {answer}");
+        }
+        tokio::select! {
+            () = task.cancelled() => {
+                self.note("cancelled");
+                Err(TaskExit::Cancelled)
+            }
+            () = tokio::time::sleep(self.takes) => {
+                self.note("built");
+                Ok(CallToolResult::success(vec![ContentBlock::text(built)]))
+            }
+        }
+    }
+
+    /// Adds a line to the log.
+    fn note(&self, words: &str) {
+        if !self.log.is_empty() {
+            let before = std::fs::read_to_string(&self.log).unwrap_or_default();
+            write(&self.log, &format!("{before}{words} {}\n", self.name));
+        }
     }
 }
 
@@ -172,7 +252,8 @@ fn write(log: &str, words: &str) {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let said = |word: &str| words.iter().any(|said| said == word);
-    let server = Server { legacy: said("--legacy"), changes: watch::Sender::new(0) };
+    let (changes, tasks) = (watch::Sender::new(0), TaskManager::new());
+    let server = Server { legacy: said("--legacy"), changes, tasks };
     if said("stdio") {
         server.serve(stdio()).await?.waiting().await?;
         return Ok(());

@@ -22,7 +22,8 @@ use crate::domain::node::LlmConfig;
 use crate::domain::outcome::Failure;
 use crate::domain::rate::{Amendment, Demand, RateWord, Verdict};
 use crate::domain::state::Snapshot;
-use crate::domain::tool::{Arguments, Progress, ToolHints, ToolOutput, ToolQuestion, ToolReply, ToolSpec, ToolTarget};
+use crate::domain::task::{Task, TaskNews, ToolAnswer};
+use crate::domain::tool::{Arguments, Progress, ToolHints, ToolQuestion, ToolReply, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 
 /// Why an execution must end before its time.
@@ -197,6 +198,25 @@ pub struct Found {
     pub tools: Vec<ToolSpec>,
     /// What whoever uses them should know.
     pub warnings: Vec<String>,
+    /// Servers that were searched and could not say what they offer.
+    pub away: Vec<Away>,
+}
+
+impl Found {
+    /// A server that is away and may have a tool of this name.
+    pub fn may_have(&self, name: &str) -> Option<&Away> {
+        let named = |away: &&Away| name.split_once('/').is_none_or(|(server, _)| server == away.server);
+        self.away.iter().find(named)
+    }
+}
+
+/// A server that could not say what it offers.
+#[derive(Debug, Clone)]
+pub struct Away {
+    /// The server by its configured name.
+    pub server: String,
+    /// Why not.
+    pub failure: Failure,
 }
 
 /// Tools of MCP servers and of the function registry.
@@ -211,7 +231,14 @@ pub trait Tools {
     }
 
     /// One call. Dropping the future cancels it. A tool that says it failed is an `Ok` with `is_error`.
-    fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolOutput, Failure>>;
+    fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolAnswer, Failure>>;
+
+    /// A look at the task that a call came to. What it asks goes where the call's questions go. An error is one of this
+    /// look alone, and says nothing of the task.
+    fn look(&self, call: ToolCall, task: Task) -> impl Future<Output = Result<TaskNews, Failure>>;
+
+    /// Tells a server that nobody waits for a task any more. It takes no longer than a few seconds, and need not succeed.
+    fn give_up(&self, target: &ToolTarget, task: &str) -> impl Future<Output = ()>;
 }
 
 /// Which parts of the state a node reads.
@@ -244,7 +271,12 @@ pub enum Opened {
         journal: Vec<(String, Vec<u8>)>,
     },
     /// The run is ours, and somebody gave the order not to run it.
-    Cancelled(CancelOrder),
+    Cancelled {
+        /// The order.
+        order: CancelOrder,
+        /// The fields of the run's journal, if it was opened before.
+        journal: Vec<(String, Vec<u8>)>,
+    },
     /// The identity is done, or another entry has it: ours is settled away.
     Duplicate,
     /// The entry is no longer ours.

@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::actors::custody::InFlight;
 use crate::actors::llm::LlmActor;
 use crate::actors::mcp::{McpSessionActor, Server};
-use crate::actors::messages::{Append, CallTool, Complete, Discover, FetchBlob, NodeIds, Open, Read};
+use crate::actors::messages::{
+    Append, CallTool, Complete, Discover, FetchBlob, GiveUpTask, LookAtTask, NodeIds, Open, Read,
+};
 use crate::actors::progress::ProgressLog;
 use crate::actors::routes::routes;
 use crate::actors::store::StateStore;
@@ -32,11 +34,12 @@ use crate::domain::message::Completion;
 use crate::domain::node::{LlmConfig, nearest};
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
-use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec};
+use crate::domain::task::{Task, TaskNews, ToolAnswer};
+use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::Delivery;
 use crate::metrics::{Metrics, ServerLabels, ToolLabels};
 use crate::ports::{
-    Appended, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools, Wanted,
+    Appended, Away, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools, Wanted,
 };
 use crate::tools::index::ToolIndex;
 use crate::tools::registry::Registry;
@@ -217,6 +220,16 @@ impl ToolHandle {
         ask(post, "tool client", Discover { deadline: Instant::now() + REFRESH }).await
     }
 
+    /// The way to a server.
+    fn post(&self, name: &str) -> Result<&Post<McpSessionActor>, Failure> {
+        let Some((_, post)) = self.servers.iter().find(|(server, _)| server.name == name) else {
+            let near = nearest(name, self.servers.iter().map(|(server, _)| server.name.as_str()));
+            let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+            return Err(Failure::configuration("unknown_server", format!("no MCP server is named {name:?}{hint}")));
+        };
+        Ok(post)
+    }
+
     /// What the servers' approvals say of these tools.
     fn warnings(&self, tools: &[ToolSpec]) -> Vec<String> {
         let warned = tools.iter().filter_map(|tool| {
@@ -262,7 +275,7 @@ impl Tools for ToolHandle {
         )
         .await;
         let mut catalogs = Vec::with_capacity(answers.len());
-        let mut trouble = None;
+        let mut away = Vec::new();
         for (server, answer) in answers {
             match answer.or_else(|failure| server.last_known_tools().ok_or(failure)) {
                 Ok(tools) => catalogs.push(Catalog { server: server.name.clone(), tools }),
@@ -271,7 +284,7 @@ impl Tools for ToolHandle {
                     if patterns.iter().any(|p| p.split_once('/').is_some_and(|(named, _)| named == server.name)) {
                         return Err(failure);
                     }
-                    trouble = Some(failure);
+                    away.push(Away { server: server.name.clone(), failure });
                 }
             }
         }
@@ -283,10 +296,13 @@ impl Tools for ToolHandle {
                         tracing::warn!(collision = text, "a tool name is offered in several places");
                     }
                 }
-                Ok(Found { warnings: self.warnings(&resolved.tools), tools: resolved.tools })
+                Ok(Found { warnings: self.warnings(&resolved.tools), tools: resolved.tools, away })
             }
             // The name may be one of the server that is away, or one that is withheld.
-            Err(unknown) => Err(trouble.or_else(|| self.kept_away(&catalogs, patterns)).unwrap_or(unknown)),
+            Err(unknown) => {
+                let trouble = away.pop().map(|away| away.failure);
+                Err(trouble.or_else(|| self.kept_away(&catalogs, patterns)).unwrap_or(unknown))
+            }
         }
     }
 
@@ -297,16 +313,32 @@ impl Tools for ToolHandle {
         }
     }
 
-    async fn call(&self, call: ToolCall) -> Result<ToolOutput, Failure> {
-        let Some(name) = &call.target.server else { return self.builtin(&call).await };
-        let Some((_, post)) = self.servers.iter().find(|(server, _)| &server.name == name) else {
-            let near = nearest(name, self.servers.iter().map(|(server, _)| server.name.as_str()));
-            let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
-            return Err(Failure::configuration("unknown_server", format!("no MCP server is named {name:?}{hint}")));
-        };
+    async fn call(&self, call: ToolCall) -> Result<ToolAnswer, Failure> {
+        let Some(name) = &call.target.server else { return self.builtin(&call).await.map(ToolAnswer::Done) };
+        let post = self.post(name)?;
         let cancel = CancellationToken::new();
         let _cancelled_when_dropped = cancel.clone().drop_guard();
         ask(post, "tool client", CallTool { call, cancel }).await
+    }
+
+    async fn look(&self, call: ToolCall, task: Task) -> Result<TaskNews, Failure> {
+        let post = self.post(call.target.server.as_deref().unwrap_or_default())?;
+        let cancel = CancellationToken::new();
+        let _cancelled_when_dropped = cancel.clone().drop_guard();
+        ask(post, "tool client", LookAtTask { call, task, cancel }).await
+    }
+
+    async fn give_up(&self, target: &ToolTarget, task: &str) {
+        let told = match self.post(target.server.as_deref().unwrap_or_default()) {
+            Ok(post) => ask(post, "tool client", GiveUpTask { task: task.to_owned() }).await,
+            Err(failure) => Err(failure),
+        };
+        match told {
+            Ok(()) => tracing::debug!(tool = %target, task, "a task was given up"),
+            Err(error) => {
+                tracing::info!(tool = %target, task, %error, "a task goes on at its server, which could not be told that nobody waits for it")
+            }
+        }
     }
 }
 
@@ -328,7 +360,7 @@ impl Store for StoreHandle {
     async fn open(&self, delivery: &Arc<Delivery>, wanted: &Wanted) -> Result<Opened, Failure> {
         let open = Open { delivery: Arc::clone(delivery), wanted: wanted.clone() };
         let opened = ask(&self.store, "state store", open).await?;
-        if matches!(opened, Opened::Ready { .. } | Opened::Cancelled(_)) {
+        if matches!(opened, Opened::Ready { .. } | Opened::Cancelled { .. }) {
             self.in_flight.opened(delivery);
         }
         Ok(opened)

@@ -16,7 +16,7 @@ use crate::domain::journal::JournalEntry;
 use crate::domain::message::Completion;
 use crate::domain::outcome::{Failure, Report};
 use crate::domain::state::Snapshot;
-use crate::domain::tool::ToolOutput;
+use crate::domain::task::{Task, TaskNews, ToolAnswer};
 use crate::domain::wait::Decision;
 use crate::domain::work::{Delivery, Token};
 use crate::ports::{Appended, LlmRequest, Opened, ToolCall, Wanted};
@@ -146,10 +146,30 @@ pub struct Discover {
 
 /// NodeExecutor → McpSessionActor: one call.
 #[derive(Message)]
-#[rtype(result = "Result<ToolOutput, Failure>")]
+#[rtype(result = "Result<ToolAnswer, Failure>")]
 pub struct CallTool {
     /// The call.
     pub call: ToolCall,
     /// Cancelled when nobody waits for the answer any more.
     pub cancel: CancellationToken,
+}
+
+/// NodeExecutor → McpSessionActor: how does the task of a call stand.
+#[derive(Message)]
+#[rtype(result = "Result<TaskNews, Failure>")]
+pub struct LookAtTask {
+    /// The call.
+    pub call: ToolCall,
+    /// The task.
+    pub task: Task,
+    /// Cancelled when nobody waits for the answer any more.
+    pub cancel: CancellationToken,
+}
+
+/// NodeExecutor → McpSessionActor: nobody waits for this task any more.
+#[derive(Message)]
+#[rtype(result = "Result<(), Failure>")]
+pub struct GiveUpTask {
+    /// The server's name for it.
+    pub task: String,
 }

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::message::{Completion, Usage};
 use crate::domain::outcome::{Failure, Spent};
+use crate::domain::task::Task;
 use crate::domain::tool::{ToolOutput, ToolTarget};
 use crate::domain::wait::{Ask, Asked, Said, WaitId};
 
@@ -43,6 +44,8 @@ pub enum Field {
     Turn(u32),
     /// A tool call is about to begin.
     Start(CallId),
+    /// Its server works on a tool call by itself.
+    Task(CallId),
     /// A tool call has ended.
     End(CallId),
     /// The conversation that the node goes on with.
@@ -55,6 +58,7 @@ impl fmt::Display for Field {
             Self::Session => f.write_str(SESSION),
             Self::Turn(turn) => write!(f, "t{turn}:llm"),
             Self::Start(call) => write!(f, "{call}:start"),
+            Self::Task(call) => write!(f, "{call}:task"),
             Self::End(call) => write!(f, "{call}:end"),
         }
     }
@@ -74,6 +78,7 @@ impl Field {
         let call = CallId { turn, index: index.parse().ok()? };
         match kind {
             "start" => Some(Self::Start(call)),
+            "task" => Some(Self::Task(call)),
             "end" => Some(Self::End(call)),
             _ => None,
         }
@@ -149,6 +154,16 @@ impl Start {
     }
 }
 
+/// A call that its server works on by itself. It has the call's beginning in it, for not every call has that on record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Running {
+    /// The call.
+    #[serde(flatten)]
+    pub start: Start,
+    /// What its server is asked about.
+    pub task: Task,
+}
+
 /// How a tool call ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -198,6 +213,8 @@ impl PartialEq for WholeResult {
 pub enum CallRecord {
     /// It was begun, and nothing is known of its end.
     Begun(Start),
+    /// Its server works on it, whether or not somebody waits for that.
+    Running(Box<Running>),
     /// It has ended.
     Ended(End),
 }
@@ -279,6 +296,7 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
     let mut turns = BTreeMap::new();
     let mut session = None;
     let (mut starts, mut ends) = (BTreeMap::<CallId, Start>::new(), BTreeMap::<CallId, End>::new());
+    let mut tasks = BTreeMap::<CallId, Running>::new();
     let (mut asks, mut answers) = (BTreeMap::<WaitId, Ask>::new(), BTreeMap::<WaitId, Said>::new());
     for (name, value) in fields.iter().filter(|(name, _)| name != HEADER) {
         let broken = |error| broken(name, error);
@@ -295,6 +313,7 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
         match Field::parse(name).ok_or_else(|| format!("it has an entry `{name}` of an unknown kind"))? {
             Field::Turn(turn) => drop(turns.insert(turn, serde_json::from_slice(value).map_err(broken)?)),
             Field::Start(call) => drop(starts.insert(call, serde_json::from_slice(value).map_err(broken)?)),
+            Field::Task(call) => drop(tasks.insert(call, serde_json::from_slice(value).map_err(broken)?)),
             Field::End(call) => drop(ends.insert(call, serde_json::from_slice(value).map_err(broken)?)),
             Field::Session => session = Some(serde_json::from_slice(value).map_err(broken)?),
         }
@@ -302,10 +321,12 @@ fn record(fields: &[(String, Vec<u8>)]) -> Result<Record, String> {
     let turns: Vec<Completion> =
         (1..).zip(turns).map_while(|(at, (turn, heard))| (at == turn).then_some(heard)).collect();
     let recorded = fields.iter().filter(|(name, _)| name.ends_with(":llm")).count();
-    let begun = starts.len();
-    let unsafe_begun = starts.values().any(|start| start.class == Class::Unsafe);
+    let begun = starts.keys().chain(tasks.keys().filter(|call| !starts.contains_key(call))).count();
+    let mut all = starts.values().chain(tasks.values().map(|running| &running.start));
+    let unsafe_begun = all.any(|start| start.class == Class::Unsafe);
     let mut calls: BTreeMap<CallId, CallRecord> =
         starts.into_iter().map(|(call, start)| (call, CallRecord::Begun(start))).collect();
+    calls.extend(tasks.into_iter().map(|(call, running)| (call, CallRecord::Running(Box::new(running)))));
     calls.extend(ends.into_iter().map(|(call, end)| (call, CallRecord::Ended(end))));
     let known = u32::try_from(turns.len()).unwrap_or(u32::MAX);
     if turns.len() != recorded || calls.keys().any(|call| call.turn > known) {
@@ -338,7 +359,9 @@ fn unusable(fields: &[(String, Vec<u8>)], why: String) -> Unusable {
         epoch: part("epoch").as_u64().and_then(|epoch| u32::try_from(epoch).ok()).unwrap_or(1),
         started_at: serde_json::from_value(part("started_at")).ok(),
         used: serde_json::from_value(part("used")).unwrap_or_default(),
-        unsafe_begun: fields.iter().any(|(name, value)| name.ends_with(":start") && !safe(value)),
+        unsafe_begun: fields
+            .iter()
+            .any(|(name, value)| (name.ends_with(":start") || name.ends_with(":task")) && !safe(value)),
     }
 }
 
@@ -449,6 +472,26 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_its_server_works_on_is_one_call_until_it_has_ended() {
+        let pace = crate::domain::task::Pace { ttl_ms: Some(60_000), poll_ms: None };
+        let task = Task::new(String::from("task-1"), pace, Timestamp::UNIX_EPOCH);
+        let running = Running { start: start(Class::Unsafe), task };
+        let second = CallId { index: 1, ..CALL };
+        let mut fields = fields();
+        fields.push(field(Field::Task(second), &running));
+        fields.push(field(Field::Task(CallId { index: 2, ..CALL }), &running));
+        let record = usable(&fields);
+        assert_eq!(record.calls[&second], CallRecord::Running(Box::new(running.clone())));
+        assert_eq!(record.spent().tool_calls, 5, "of the third no beginning was put on record, and it was made");
+        fields.push(field(Field::End(second), &End::Answered(ToolOutput::structured(Value::Null))));
+        assert!(matches!(usable(&fields).calls[&second], CallRecord::Ended(_)));
+        fields.retain(|(name, _)| !name.ends_with(":start"));
+        assert!(usable(&fields).unsafe_begun());
+        fields.push(field("t1:c9:heard", &running));
+        assert!(refused(&fields).unsafe_begun, "also where nothing else can be told of it");
+    }
+
+    #[test]
     fn questions_are_read_with_their_answers() {
         let ask = crate::domain::wait::tests::ask();
         let said = Said { action: Action::Reject, content: None, by: None, note: None, at: Timestamp::UNIX_EPOCH };
@@ -507,9 +550,12 @@ mod tests {
     #[test]
     fn fields_bear_the_names_of_the_contract() {
         let call = CallId { turn: 12, index: 3 };
-        for (expected, field) in
-            [("t12:llm", Field::Turn(12)), ("t12:c3:start", Field::Start(call)), ("t12:c3:end", Field::End(call))]
-        {
+        for (expected, field) in [
+            ("t12:llm", Field::Turn(12)),
+            ("t12:c3:start", Field::Start(call)),
+            ("t12:c3:task", Field::Task(call)),
+            ("t12:c3:end", Field::End(call)),
+        ] {
             assert_eq!((field.to_string().as_str(), Field::parse(expected)), (expected, Some(field)));
         }
     }

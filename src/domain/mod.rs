@@ -18,6 +18,7 @@ pub mod republish;
 pub mod session;
 pub mod settlement;
 pub mod state;
+pub mod task;
 pub mod tool;
 pub mod tool_server;
 pub mod wait;

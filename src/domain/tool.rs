@@ -172,6 +172,8 @@ pub struct ToolQuestion {
     pub schema: Option<Value>,
     /// Where the person has to go.
     pub url: Option<String>,
+    /// The server's name for the question, where that is of this question alone: the same words may be asked again.
+    pub key: Option<String>,
 }
 
 /// The answer to a tool.

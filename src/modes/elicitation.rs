@@ -30,8 +30,11 @@ impl<P: Ports> Execution<'_, P> {
         arguments: &Arguments,
         question: ToolQuestion,
     ) -> Result<Followed, Failure> {
-        let ToolQuestion { message, schema, url } = question;
-        let what = format!("elicitation {}", json!([message, schema, url]));
+        let ToolQuestion { message, schema, url, key } = question;
+        let what = match key {
+            None => format!("elicitation {}", json!([message, schema, url])),
+            Some(key) => format!("elicitation {}", json!([message, schema, url, key])),
+        };
         let site = CallSite::Tool(call);
         if let Some(asked) = self.logbook.asked(&self.wait_id(site, &what)) {
             return match asked.answer(self.delivery.added_at()) {

@@ -2,6 +2,7 @@
 //! ledger of what it used. What it does with them is each mode's.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, pending};
 use std::pin::{Pin, pin};
@@ -11,12 +12,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::UnknownOutcome;
 use crate::domain::blob::BlobRef;
 use crate::domain::delta::Deltas;
 use crate::domain::event::EventType;
-use crate::domain::journal::{CallId, Class, Start};
+use crate::domain::journal::{CallId, Class, Running, Start};
 use crate::domain::message::{Completion, Conversation, Usage};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
@@ -27,10 +29,12 @@ use crate::domain::work::Delivery;
 use crate::modes::ModeSettings;
 use crate::modes::approval::Approvals;
 use crate::modes::budget::Budget;
+use crate::modes::deadline::since;
 use crate::modes::dialogue::{CONTEXT_OVERFLOW, Dialogue};
 use crate::modes::elicitation::Followed;
 use crate::modes::logbook::{Logbook, digest};
 use crate::modes::step::{Halt, Patience, step};
+use crate::modes::tasks::OpenTask;
 use crate::modes::waits::{Wait, Waits};
 use crate::ports::{CallContext, Events, LlmRequest, Ports, ToolCall, Tools};
 use crate::retry::RetryPolicy;
@@ -57,6 +61,10 @@ pub(super) struct Ledger {
     pub session: RefCell<Option<Session>>,
     /// What others decided, in few words.
     pub decisions: RefCell<Vec<Value>>,
+    /// What servers still work on.
+    pub tasks: RefCell<BTreeMap<CallId, OpenTask>>,
+    /// Fires once it is known what an earlier attempt has on record.
+    pub opened: CancellationToken,
 }
 
 impl Ledger {
@@ -91,7 +99,7 @@ impl Ledger {
         };
         let result = match step(name, patience, counted).await {
             Err(Halt::Parked { until, made, failure }) => {
-                self.waits.park(Wait { until, made, failure, site: site.to_owned() }).await
+                self.waits.park(Wait { until, made, failure, site: site.to_owned(), look: false }).await
             }
             Err(Halt::Failed(failure)) => Err(failure),
             Ok(done) => Ok(done),
@@ -247,7 +255,14 @@ impl<P: Ports> Execution<'_, P> {
 
     /// Finds the tools that the patterns name.
     pub async fn find_tools(&self, patterns: &[String]) -> Result<Vec<ToolSpec>, Failure> {
-        let operation = || self.ports.tools().find(patterns, self.deadline.into_std());
+        let operation = async || {
+            let found = self.ports.tools().find(patterns, self.deadline.into_std()).await?;
+            // The tool that a rule names may be one of a server that is away, and then its rule is not idle.
+            match self.approvals.rules.idle(&found.tools).and_then(|rule| found.may_have(rule)) {
+                Some(away) => Err(away.failure.clone()),
+                None => Ok(found),
+            }
+        };
         let found = self.step("tool discovery", CallSite::Discovery, false, operation).await?;
         self.ledger.warn(found.warnings);
         Ok(found.tools)
@@ -291,8 +306,16 @@ impl<P: Ports> Execution<'_, P> {
         self.logbook.begins(call, target, arguments, key, class).await
     }
 
-    /// Calls a tool and tells how far it comes. How it ended is told by [`Self::tell_call`].
-    pub async fn call_tool(&self, call: CallId, target: &ToolTarget, arguments: Arguments, class: Class) -> Called {
+    /// Calls a tool and tells how far it comes, or goes on with a call that its server works on already. How it ended is
+    /// told by [`Self::tell_call`].
+    pub async fn call_tool(
+        &self,
+        call: CallId,
+        target: &ToolTarget,
+        arguments: Arguments,
+        class: Class,
+        running: Option<Running>,
+    ) -> Called {
         let site = CallSite::Tool(call);
         let (sender, mut told) = watch::channel(None);
         // A tool that asks waits for its answer, so there is one at a time.
@@ -306,8 +329,8 @@ impl<P: Ports> Execution<'_, P> {
             questions: Some(asking),
         };
         let start = Instant::now();
-        let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
-        let mut work = pin!(self.step("tool call", site, false, operation));
+        let earlier = running.as_ref().map_or(Duration::ZERO, |running| since(running.start.at));
+        let mut work = pin!(self.to_its_end(place, &call, class, running));
         let mut next = start;
         let answer = loop {
             let news = async {
@@ -332,7 +355,10 @@ impl<P: Ports> Execution<'_, P> {
                 }
             }
         };
-        Called { answer, took: start.elapsed() }
+        if answer.is_err() {
+            self.give_up_task(place).await;
+        }
+        Called { answer, took: earlier + start.elapsed() }
     }
 
     /// Tells how a call ended, and where its whole result is stored if a model is shown only a part of it.

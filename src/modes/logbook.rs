@@ -2,7 +2,7 @@
 //! What follows from a record is each mode's to say.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::domain::journal::{
-    self, CallId, CallRecord, Class, End, Field, Header, JOURNAL_VERSION, JournalEntry, Record, Start, Unusable,
-    WholeResult,
+    self, CallId, CallRecord, Class, End, Field, Header, JOURNAL_VERSION, JournalEntry, Record, Running, Start,
+    Unusable, WholeResult,
 };
 use crate::domain::message::{Completion, Conversation};
 use crate::domain::outcome::{Failure, Resumed, Spent};
@@ -38,6 +38,15 @@ impl Earlier {
     /// Reads the fields of a journal.
     pub fn read(fields: &[(String, Vec<u8>)]) -> Self {
         Self(journal::read(fields))
+    }
+
+    /// The calls that servers still work on, as far as that can be told.
+    pub fn running(&self) -> impl Iterator<Item = (CallId, &Running)> {
+        let calls = self.0.as_ref().and_then(|read| read.as_ref().ok()).map(|record| &record.calls);
+        calls.into_iter().flatten().filter_map(|(call, record)| match record {
+            CallRecord::Running(running) => Some((*call, &**running)),
+            CallRecord::Begun(_) | CallRecord::Ended(_) => None,
+        })
     }
 
     /// When the node was first begun, if it was.
@@ -88,6 +97,8 @@ pub(super) struct Logbook<'a, P> {
     before: Spent,
     turns: RefCell<Vec<Option<Completion>>>,
     calls: RefCell<BTreeMap<CallId, CallRecord>>,
+    /// The calls of which a task is on record.
+    tasks: RefCell<BTreeSet<CallId>>,
     waits: BTreeMap<WaitId, Asked>,
     session: Option<Box<RawValue>>,
     resumed: Option<Resumed>,
@@ -116,6 +127,7 @@ impl<'a, P: Ports> Logbook<'a, P> {
             before: Spent::default(),
             turns: RefCell::default(),
             calls: RefCell::default(),
+            tasks: RefCell::default(),
             waits: BTreeMap::new(),
             session: None,
             resumed: None,
@@ -197,6 +209,7 @@ impl<'a, P: Ports> Logbook<'a, P> {
         match &found {
             Some(CallRecord::Ended(End::Unknown(_))) => self.suspect.set(true),
             Some(CallRecord::Ended(_)) => self.suspect.set(false),
+            Some(CallRecord::Running(_)) => drop(self.tasks.borrow_mut().insert(call)),
             Some(CallRecord::Begun(_)) => {}
             // The model has spoken again since, so this call was answered: its answer is not ours to make up.
             None if call.turn > 0 && usize::try_from(call.turn).is_ok_and(|turn| turn < self.turns.borrow().len()) => {
@@ -212,9 +225,14 @@ impl<'a, P: Ports> Logbook<'a, P> {
         self.calls.borrow().contains_key(&call)
     }
 
-    /// Whether the end of a call is on record.
-    pub fn has_ended(&self, call: CallId) -> bool {
-        matches!(self.calls.borrow().get(&call), Some(CallRecord::Ended(_)))
+    /// Whether a call needs no looking for its tool: its end is on record, or that its server works on it.
+    pub fn needs_no_tool(&self, call: CallId) -> bool {
+        matches!(self.calls.borrow().get(&call), Some(CallRecord::Ended(_) | CallRecord::Running(_)))
+    }
+
+    /// Whether a task of a call was put on record.
+    pub fn has_task(&self, call: CallId) -> bool {
+        self.tasks.borrow().contains(&call)
     }
 
     /// Whether anything was asked before.
@@ -271,6 +289,15 @@ impl<'a, P: Ports> Logbook<'a, P> {
         };
         // A call that kills its worker begins each time: that alone is no progress.
         self.append(Field::Start(call), &start, false, None).await?;
+        failpoint::reach(Point::AfterToolStart);
+        Ok(())
+    }
+
+    /// Puts on record that a server works on a call, and what it was last asked.
+    pub async fn runs(&self, call: CallId, running: &Running) -> Result<(), Failure> {
+        self.tasks.borrow_mut().insert(call);
+        // The call did not end its worker, and neither did the look before this one.
+        self.append(Field::Task(call), running, true, None).await?;
         failpoint::reach(Point::AfterToolStart);
         Ok(())
     }

@@ -22,6 +22,7 @@ mod llm;
 mod logbook;
 mod portable;
 mod shorten;
+mod tasks;
 mod tool;
 mod toolbox;
 mod waits;

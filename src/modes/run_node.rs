@@ -35,6 +35,7 @@ use crate::modes::mapping::OutputMapping;
 use crate::modes::names::Names;
 use crate::modes::scope::{MAX_DEPTH, Scope, measure};
 use crate::modes::step::until_answered;
+use crate::modes::tasks::{self, OpenTask};
 use crate::modes::template::{TemplateError, ValueTemplate};
 use crate::modes::tool::{self, ToolPlan, ToolTask};
 use crate::modes::waits::{Page, Stillness};
@@ -43,6 +44,9 @@ use crate::retry::RetryPolicy;
 
 /// Bytes of stored outputs that one node can read.
 const LARGEST_INPUT: u64 = 64 << 20;
+/// How long an order to stop waits for the opening of the run that it is for.
+const OPENING: Duration = Duration::from_secs(5);
+
 /// Executes the delivered node. Never fails: whatever happens is the report's outcome.
 pub async fn run_node<P: Ports>(
     ports: &P,
@@ -52,7 +56,7 @@ pub async fn run_node<P: Ports>(
 ) -> Report {
     let ledger = Ledger::default();
     let mode = Cell::new(None);
-    if let Some(reason) = cancel.reason() {
+    if let Some(reason @ (CancelReason::Lost | CancelReason::Stopping)) = cancel.reason() {
         return Report::early(cancelled(reason, cancel, delivery));
     }
     let (start, started_at) = (Instant::now(), Timestamp::now());
@@ -62,8 +66,12 @@ pub async fn run_node<P: Ports>(
         biased;
         result = run.execute() => result.unwrap_or_else(failed),
         still = ledger.waits.all_still() => run.parked(still),
-        reason = cancel.cancelled() => cancelled(reason, cancel, delivery),
+        reason = told_to_stop(cancel, &ledger) => cancelled(reason, cancel, delivery),
     };
+    if let Outcome::Completed { .. } | Outcome::Failed { .. } = outcome {
+        // Whoever goes on with the node goes on with its tasks, and now nobody does.
+        tasks::give_up(ports.tools(), &ledger).await;
+    }
     let outcome = match outcome {
         Outcome::Failed { failure, .. } => Outcome::Failed { failure, partial: ledger.partial.take() },
         other => other,
@@ -77,6 +85,16 @@ pub async fn run_node<P: Ports>(
         decisions: ledger.decisions.take(),
         session: ledger.session.take(),
     }
+}
+
+/// Waits for a reason to stop. An order counts once the run is opened: only then it is known what there is to stop.
+async fn told_to_stop(cancel: &Cancel, ledger: &Ledger) -> CancelReason {
+    let reason = cancel.cancelled().await;
+    if reason == CancelReason::Requested {
+        // A store that is away must not hold up whoever stops.
+        let _ = tokio::time::timeout(OPENING, ledger.opened.cancelled()).await;
+    }
+    reason
 }
 
 fn failed(failure: Failure) -> Outcome {
@@ -119,11 +137,22 @@ impl<P: Ports> NodeRun<'_, P> {
         let (mut snapshot, config, earlier) = match opened {
             Opened::Duplicate => return Ok(Outcome::Duplicate),
             Opened::Lost => return Ok(Outcome::Lost),
-            Opened::Cancelled(order) => return Err(order.failure(&item.graph_id)),
-            Opened::Ready { status, .. } if status.as_deref() == Some(CANCELLED_STATUS) => {
-                return Err(CancelOrder::bare(CancelScope::Graph).failure(&item.graph_id));
+            Opened::Cancelled { order, journal } => {
+                self.knows(&Earlier::read(&journal));
+                return Err(order.failure(&item.graph_id));
             }
-            Opened::Ready { snapshot, config, journal, .. } => (snapshot, config, Earlier::read(&journal)),
+            Opened::Ready { snapshot, config, journal, status } => {
+                let earlier = Earlier::read(&journal);
+                self.knows(&earlier);
+                if status.as_deref() == Some(CANCELLED_STATUS) {
+                    return Err(CancelOrder::bare(CancelScope::Graph).failure(&item.graph_id));
+                }
+                if self.cancel.reason() == Some(CancelReason::Requested) {
+                    let order = self.cancel.order().cloned().unwrap_or_else(|| CancelOrder::bare(CancelScope::Node));
+                    return Err(order.failure(&item.graph_id));
+                }
+                (snapshot, config, earlier)
+            }
         };
         let config = match &item.config {
             Some(brought) => Cow::Borrowed(brought.get()),
@@ -156,17 +185,24 @@ impl<P: Ports> NodeRun<'_, P> {
         deadline.bound(work).await
     }
 
+    /// From here on it is known what an earlier attempt has on record, and so what others still work on.
+    fn knows(&self, earlier: &Earlier) {
+        let tasks = earlier.running().map(|(call, running)| (call, OpenTask::of(running)));
+        self.ledger.tasks.borrow_mut().extend(tasks);
+        self.ledger.opened.cancel();
+    }
+
     /// The end of a run that goes on after a wait.
     fn parked(&self, still: Stillness) -> Outcome {
         let since = self.delivery.meta.since.unwrap_or(self.started_at);
-        let Stillness { longest, waits, asks, page } = still;
+        let Stillness { next, waits, asks, page } = still;
         if let Some(Page { header, restart }) = page {
-            let until = longest.map(|(until, _)| until.into_std());
+            let until = next.map(|(until, _)| until.into_std());
             let ends = asks.iter().map(|ask| ask.expires_at).chain(self.delivery.item.deadline);
             let expires_at = ends.min().unwrap_or(Timestamp::MAX);
             return Outcome::Waiting(Box::new(Waiting { asks, expires_at, until, waits, since, header, restart }));
         }
-        let (until, failure) = longest.expect("what stands still asks or waits");
+        let (until, failure) = next.expect("what stands still asks or waits");
         let attempt = waits.values().copied().max().unwrap_or_default() + 1;
         let pause_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let told = json!({ "waiting_ms": pause_ms, "code": failure.code, "attempt": attempt });
@@ -226,6 +262,9 @@ impl<P: Ports> NodeRun<'_, P> {
             ledger.resumed.set(Some(resumed));
             tracing::info!(turns, tool_calls, "going on where an earlier worker ended");
             ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
+        } else {
+            // Whatever was begun before does not count any more.
+            tasks::give_up(ports.tools(), ledger).await;
         }
         let execution = Execution {
             ports,

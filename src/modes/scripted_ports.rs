@@ -21,17 +21,22 @@ use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Tur
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
+use crate::domain::task::{self, Pace, Task, TaskNews};
 use crate::domain::tool::{ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::modes::unknown::UnknownOutcomes;
 use crate::modes::{ModeSettings, run_node};
 use crate::ports::{
-    Appended, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools, Wanted,
+    Appended, Away, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools,
+    Wanted,
 };
 use crate::retry::RetryPolicy;
 
 /// The answer of one try of a tool.
 pub type ToolAnswer = Result<ToolOutput, Failure>;
+
+/// What looks at a task find, one after the other.
+type Looks = VecDeque<Result<TaskNews, Failure>>;
 
 type ToolFn = Rc<dyn Fn(&Value) -> ToolAnswer>;
 
@@ -118,6 +123,12 @@ pub struct Script {
     warnings: Vec<String>,
     /// The tool calls, tries included, in the order in which they began.
     pub calls: RefCell<Vec<ToolCall>>,
+    /// What becomes of the tasks of tools whose calls become tasks, look by look.
+    tasks: RefCell<HashMap<String, (Pace, Looks)>>,
+    /// The looks at tasks, by tool and task.
+    pub looks: RefCell<Vec<(String, String)>>,
+    /// Tasks that were given up.
+    pub given_up: RefCell<Vec<String>>,
     running: Cell<usize>,
     /// The most tool calls that ran at once.
     pub most_running: Cell<usize>,
@@ -137,6 +148,9 @@ pub struct Script {
     pub journal: ScriptedJournal,
     duplicate: bool,
     order: Option<CancelOrder>,
+    /// A tool that is searched in vain, and how often yet.
+    away: Cell<usize>,
+    away_tool: Option<(String, Failure)>,
     store_failures: RefCell<VecDeque<Failure>>,
     /// What was asked of the store.
     pub wanted: RefCell<Vec<Wanted>>,
@@ -185,6 +199,19 @@ impl Script {
             hints: ToolHints::default(),
         };
         self.tools.push(ScriptedTool { spec, delay, answer: Rc::new(answer) });
+        self
+    }
+
+    /// Adds a tool whose calls become tasks, and what looks at them find.
+    pub fn task(self, name: &str, pace: Pace, looks: impl IntoIterator<Item = Result<TaskNews, Failure>>) -> Self {
+        self.tasks.borrow_mut().insert(name.to_owned(), (pace, looks.into_iter().collect()));
+        self.tool(name, |_| unreachable!("its calls become tasks"))
+    }
+
+    /// Lets the server of a tool be away for the first searches.
+    pub fn away(mut self, tool: &str, failure: Failure, searches: usize) -> Self {
+        self.away = Cell::new(searches);
+        self.away_tool = Some((tool.to_owned(), failure));
         self
     }
 
@@ -345,22 +372,46 @@ impl Tools for Script {
         let all = patterns.iter().any(|pattern| pattern == "*");
         let found = self.tools.iter().filter(|tool| all || patterns.contains(&tool.spec.name));
         let found: Vec<ToolSpec> = found.map(|tool| tool.spec.clone()).collect();
+        let away = self.away_tool.as_ref().filter(|_| self.away.get() > 0);
+        self.away.set(self.away.get().saturating_sub(1));
+        let found: Vec<ToolSpec> =
+            found.into_iter().filter(|spec| away.is_none_or(|(tool, _)| *tool != spec.name)).collect();
+        let away = away.map(|(_, failure)| Away { server: String::from("srv"), failure: failure.clone() });
+        let away = away.into_iter().collect();
         if found.is_empty() {
             return Err(Failure::configuration("unknown_tool", format!("nobody offers {patterns:?}")));
         }
-        Ok(Found { tools: found, warnings: self.warnings.clone() })
+        Ok(Found { tools: found, warnings: self.warnings.clone(), away })
     }
 
-    async fn call(&self, call: ToolCall) -> ToolAnswer {
+    async fn call(&self, call: ToolCall) -> Result<task::ToolAnswer, Failure> {
         let tool = self.tools.iter().find(|tool| tool.spec.target == call.target).expect("a scripted tool");
         self.journal.alive().await;
         let arguments = json!(*call.arguments);
+        let pace = self.tasks.borrow().get(&call.target.name).map(|(pace, _)| *pace);
         self.calls.borrow_mut().push(call);
+        if let Some(pace) = pace {
+            let id = format!("task-{}", self.calls.borrow().len());
+            return Ok(task::ToolAnswer::Task(Task::new(id, pace, jiff::Timestamp::now())));
+        }
         self.running.set(self.running.get() + 1);
         self.most_running.set(self.most_running.get().max(self.running.get()));
         tokio::time::sleep(tool.delay).await;
         self.running.set(self.running.get() - 1);
-        (tool.answer)(&arguments)
+        (tool.answer)(&arguments).map(Into::into)
+    }
+
+    async fn look(&self, call: ToolCall, task: Task) -> Result<TaskNews, Failure> {
+        self.journal.alive().await;
+        let tool = call.target.name;
+        self.looks.borrow_mut().push((tool.clone(), task.id));
+        let mut tasks = self.tasks.borrow_mut();
+        let (_, looks) = tasks.get_mut(&tool).expect("a tool whose calls become tasks");
+        looks.pop_front().expect("the script has news for every look")
+    }
+
+    async fn give_up(&self, _: &ToolTarget, task: &str) {
+        self.given_up.borrow_mut().push(task.to_owned());
     }
 }
 
@@ -374,7 +425,7 @@ impl Store for Script {
             return Ok(Opened::Duplicate);
         }
         if let Some(order) = &self.order {
-            return Ok(Opened::Cancelled(order.clone()));
+            return Ok(Opened::Cancelled { order: order.clone(), journal: self.journal.fields() });
         }
         Ok(Opened::Ready {
             snapshot: self.snapshot(wanted),

@@ -8,10 +8,10 @@ use crate::config::UnknownOutcome;
 use crate::domain::journal::{CallId, CallRecord, Class, End};
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
-use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
+use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::modes::approval::Gate;
 use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
-use crate::modes::execution::Execution;
+use crate::modes::execution::{Called, Execution};
 use crate::modes::llm::{self, LlmTask};
 use crate::modes::logbook::{digest_of, length_of, mismatch};
 use crate::modes::names::Names;
@@ -110,10 +110,18 @@ const CALL: CallId = CallId { turn: 0, index: 0 };
 
 /// Runs the node to its output.
 pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) -> Result<Value, Failure> {
+    let ToolTask { name, params, extract } = task;
     let begun = match execution.logbook.call(CALL)? {
-        Some(CallRecord::Ended(End::Answered(output))) => return value(&task.name, output),
+        Some(CallRecord::Ended(End::Answered(output))) => return value(&name, output),
         Some(CallRecord::Ended(End::Failed(failure))) => return Err(failure),
         Some(CallRecord::Ended(End::Unknown(_))) => return Err(mismatch("it is the journal of an agent")),
+        Some(CallRecord::Running(running)) => {
+            let target = running.start.target();
+            // What a model read out of a text is in the digest alone; who is asked in the call's course is not shown it.
+            let arguments = execution.agreed(CALL).arguments.unwrap_or(params);
+            let called = execution.call_tool(CALL, &target, arguments, running.start.class, Some(*running)).await;
+            return concluded(execution, &target, called, true).await;
+        }
         Some(CallRecord::Begun(start)) => match execution.unknown_outcome(CALL, &start) {
             UnknownOutcome::Retry => Some(start),
             // There is no model that could be asked.
@@ -121,7 +129,6 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         },
         None => None,
     };
-    let ToolTask { name, params, extract } = task;
     let found = execution.find_tools(std::slice::from_ref(&name)).await?;
     let spec = found.first().ok_or_else(|| {
         Failure::configuration("unknown_tool", format!("no server and no built-in offers the tool `{name}`"))
@@ -162,21 +169,31 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
             }
         },
     };
-    let called = execution.call_tool(CALL, &spec.target, arguments, class).await;
-    execution.tell_call(&spec.target, &called, None);
+    let called = execution.call_tool(CALL, &spec.target, arguments, class, None).await;
+    concluded(execution, &spec.target, called, journaled).await
+}
+
+/// The end of the call, put on record where its beginning is.
+async fn concluded<P: Ports>(
+    execution: &Execution<'_, P>,
+    target: &ToolTarget,
+    called: Called,
+    begun: bool,
+) -> Result<Value, Failure> {
+    execution.tell_call(target, &called, None);
     let mut answer = called.answer;
-    if journaled {
+    if begun || execution.logbook.has_task(CALL) {
         let mut end = answer.clone().map_or_else(End::Failed, |output| End::Answered(output.without_copies()));
         // What an output may not have is refused later; this alone bounds the record.
         let (bytes, limit) = (length_of(&end), execution.settings.entry_limit());
         if bytes > limit {
-            let failure = too_large(&spec.target.to_string(), bytes, limit);
+            let failure = too_large(&target.to_string(), bytes, limit);
             answer = Err(failure.clone());
             end = End::Failed(failure);
         }
         execution.logbook.ended(CALL, &end, None).await?;
     }
-    value(&spec.target.to_string(), answer?)
+    value(&target.to_string(), answer?)
 }
 
 /// The tool has done its work, and its answer cannot be kept.

@@ -11,7 +11,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::config::UnknownOutcome;
 use crate::domain::blob::BlobRef;
-use crate::domain::journal::{CallId, CallRecord, Class, End};
+use crate::domain::journal::{CallId, CallRecord, Class, End, Running};
 use crate::domain::message::{ToolResult, ToolUse, text_block};
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
@@ -88,8 +88,8 @@ impl Toolbox {
         turn: u32,
         uses: Vec<ToolUse>,
     ) -> Result<Vec<ToolResult>, Failure> {
-        let ended = |(index, _): (u32, &ToolUse)| execution.logbook.has_ended(CallId { turn, index });
-        if !(0..).zip(&uses).all(ended) {
+        let known = |(index, _): (u32, &ToolUse)| execution.logbook.needs_no_tool(CallId { turn, index });
+        if !(0..).zip(&uses).all(known) {
             // Before any call, for one that waits here for long would keep the others waiting for it.
             self.offer(execution).await?;
         }
@@ -151,6 +151,16 @@ impl Toolbox {
         let _busy = execution.ledger.waits.busy();
         let (end, whole) = match execution.logbook.call(call)? {
             Some(CallRecord::Ended(end)) => return result(id, end),
+            Some(CallRecord::Running(running)) => {
+                let Permission { arguments, words } = execution.agreed(call);
+                let input = arguments.unwrap_or_else(|| match self.offer.get() {
+                    Some(offer) => offer.restored(&name, input),
+                    // Whoever is asked in its course is shown what the model wrote.
+                    None => input,
+                });
+                let making = Making { target: running.start.target(), input, class: running.start.class };
+                noted(answer(execution, call, making, Some(*running)).await, words)
+            }
             Some(CallRecord::Begun(start)) => {
                 let target = start.target();
                 match execution.unknown_outcome(call, &start) {
@@ -161,7 +171,8 @@ impl Toolbox {
                             None => self.offer(execution).await?.restored(&name, input),
                         };
                         if digest_of(&input) == start.arguments {
-                            noted(answer(execution, call, &target, input, start.class).await, words)
+                            let making = Making { target, input, class: start.class };
+                            noted(answer(execution, call, making, None).await, words)
                         } else {
                             // Its server is away, so what it was called with cannot be made out any more. The same key with
                             // other arguments would be answered with the result of the first, or do something else.
@@ -182,7 +193,8 @@ impl Toolbox {
                                 Ok(input) => {
                                     let class = execution.class(spec, &input);
                                     execution.begin_call(call, &spec.target, &input, class).await?;
-                                    noted(answer(execution, call, &spec.target, input, class).await, words)
+                                    let making = Making { target: spec.target.clone(), input, class };
+                                    noted(answer(execution, call, making, None).await, words)
                                 }
                                 Err(words) => (End::Answered(told(words)), None),
                             }
@@ -218,21 +230,30 @@ fn idle_rule(name: &str, found: &[ToolSpec]) -> Failure {
     )
 }
 
-/// Makes the call and shapes its answer for the model; with the whole of it where the model is shown a part.
+/// A call as it is made.
+struct Making {
+    target: ToolTarget,
+    input: Arguments,
+    class: Class,
+}
+
+/// Makes the call, or goes on with it where its server works on it already, and shapes its answer for the model; with the
+/// whole of it where the model is shown a part.
 async fn answer<P: Ports>(
     execution: &Execution<'_, P>,
     call: CallId,
-    target: &ToolTarget,
-    input: Arguments,
-    class: Class,
+    making: Making,
+    running: Option<Running>,
 ) -> Shaped {
-    let called = execution.call_tool(call, target, input, class).await;
+    let Making { target, input, class } = making;
+    let target = &target;
+    let called = execution.call_tool(call, target, input, class, running).await;
     let shown = match &called.answer {
         Ok(output) => {
             let place = || execution.ports.journal().place(execution.delivery, call);
             Shown::of(output, target, execution.settings, place)
         }
-        Err(failure) if failure.code == WAIT_EXPIRED => {
+        Err(failure) if failure.code == WAIT_EXPIRED || execution.ends_node(target, class, failure) => {
             execution.tell_call(target, &called, None);
             return (End::Failed(failure.clone()), None);
         }

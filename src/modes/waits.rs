@@ -22,13 +22,15 @@ pub(super) struct Wait {
     pub failure: Failure,
     /// Which step it is.
     pub site: String,
+    /// Whether it may as well go on later, but gains nothing by that: a look at what somebody else works on.
+    pub look: bool,
 }
 
 /// An execution of which nothing is under way any more.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stillness {
-    /// When all of it can go on, and what is waited out, of the step that waits longest; none if all wait for others.
-    pub longest: Option<(Instant, Failure)>,
+    /// When it goes on, and what is waited out until then; none if all wait for others.
+    pub next: Option<(Instant, Failure)>,
     /// The steps, and the attempts that each has used up.
     pub waits: BTreeMap<String, u32>,
     /// What others are asked.
@@ -106,9 +108,12 @@ impl Waits {
             self.changed.notified().await;
         }
         let waiting = self.waiting.borrow();
-        let longest = waiting.iter().max_by_key(|wait| wait.until);
+        // Nothing may go on early, and so all of it waits for the longest; a look is not put off for another look.
+        let longest = waiting.iter().filter(|wait| !wait.look).max_by_key(|wait| wait.until);
+        let look = waiting.iter().filter(|wait| wait.look).min_by_key(|wait| wait.until);
+        let next = longest.into_iter().chain(look).max_by_key(|wait| wait.until);
         Stillness {
-            longest: longest.map(|wait| (wait.until, wait.failure.clone())),
+            next: next.map(|wait| (wait.until, wait.failure.clone())),
             waits: {
                 let again = self.again.borrow();
                 let again = again.iter().map(|site| (site.clone(), 0));
@@ -128,7 +133,7 @@ mod tests {
 
     fn wait(seconds: u64, made: u32, site: &str) -> Wait {
         let until = Instant::now() + Duration::from_secs(seconds);
-        Wait { until, made, failure: Failure::retriable("busy", "busy"), site: site.to_owned() }
+        Wait { until, made, failure: Failure::retriable("busy", "busy"), site: site.to_owned(), look: false }
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,7 +162,33 @@ mod tests {
             _ = async { tokio::join!(one, other, async { let _ = done.await; pending::<()>().await }) } => unreachable!(),
         };
         assert_eq!(start.elapsed(), Duration::from_secs(7));
-        assert_eq!(all.longest.map(|(until, _)| until), Some(start + Duration::from_secs(60)));
+        assert_eq!(all.next.map(|(until, _)| until), Some(start + Duration::from_secs(60)));
         assert_eq!(all.waits, BTreeMap::from([("first".into(), 2), ("second".into(), 1)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_is_not_put_off_for_another_one_and_nothing_goes_on_before_its_time() {
+        for (retries, looks, due) in [
+            (vec![], vec![30, 7, 90], 7),
+            (vec![20], vec![30, 7], 20),
+            (vec![5, 3], vec![30, 60], 30),
+            (vec![5, 50], vec![], 50),
+        ] {
+            let waits = Waits::default();
+            let waiting = retries.iter().map(|s| (*s, false)).chain(looks.iter().map(|s| (*s, true)));
+            let all = waiting.map(|(seconds, look)| Wait { look, ..wait(seconds, 0, &format!("{look}{seconds}")) });
+            let start = Instant::now();
+            let standing = futures_util::future::join_all(all.map(|wait| waits.park::<()>(wait)));
+            let still = tokio::select! {
+                _ = standing => unreachable!("they stand still for good"),
+                still = waits.all_still() => still,
+            };
+            assert_eq!(
+                still.next.map(|(until, _)| until),
+                Some(start + Duration::from_secs(due)),
+                "{retries:?} {looks:?}"
+            );
+            assert_eq!(still.waits.len(), retries.len() + looks.len());
+        }
     }
 }

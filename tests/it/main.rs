@@ -13,6 +13,8 @@ mod deadlines;
 mod elicitation;
 mod errors;
 mod events;
+#[path = "../mcp/example.rs"]
+mod example;
 #[cfg(not(feature = "failpoints"))]
 mod failpoints;
 mod harness;
@@ -36,6 +38,7 @@ mod shutdown;
 mod status;
 mod supervision;
 mod takeover;
+mod tasks;
 mod tls;
 mod tool_results;
 mod tool_servers;

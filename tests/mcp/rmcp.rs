@@ -5,12 +5,16 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use da_node_executor::clients::mcp::{CallMeta, Era, McpError};
+use da_node_executor::clients::mcp::{
+    AnswerInput, Begun, CallMeta, Endpoint, Era, Look, McpError, Question, Reply, Session,
+};
 use da_node_executor::config::McpServerConfig;
-use da_node_executor::domain::tool::Progress;
+use da_node_executor::domain::task::Task;
+use da_node_executor::domain::tool::{Progress, ToolOutput};
 use futures_util::FutureExt as _;
-use futures_util::future::join_all;
-use serde_json::json;
+use futures_util::future::{BoxFuture, join_all};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use crate::example::example;
@@ -65,7 +69,8 @@ async fn the_server_of_the_rust_sdk_is_understood(config: &McpServerConfig, era:
 
     let tools = session.list_tools().await.expect("the tools").tools;
     let names: Vec<&str> = tools.iter().map(|tool| &*tool.name).collect();
-    assert_eq!(names, ["add", "fail", "refuse", "count", "wait", "show", "meta", "change"], "all pages, in order");
+    let all = ["add", "fail", "refuse", "count", "wait", "show", "meta", "change", "build"];
+    assert_eq!(names, all, "all pages, in order");
     assert!(tools[0].hints.read_only && tools[0].hints.idempotent && tools[0].output_schema.is_some());
     assert_eq!((tools[0].title.as_deref(), &tools[0].input_schema["required"]), (Some("Adds"), &json!(["a", "b"])));
 
@@ -167,4 +172,91 @@ async fn the_server_of_the_rust_sdk_is_spoken_to_in_the_modern_era_with_plain_js
 async fn the_server_of_the_rust_sdk_is_spoken_to_in_the_legacy_era_with_plain_json_and_no_session() {
     let server = Http::start(&["--json", "--legacy"]);
     the_server_of_the_rust_sdk_is_understood(&at(&server.url), Era::Legacy, Without::Sessions).await;
+}
+
+/// Says that it is for Ann.
+struct Ann;
+
+impl AnswerInput for Ann {
+    fn capabilities(&self) -> Value {
+        json!({"elicitation": {"form": {}}})
+    }
+
+    fn answer<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Option<Reply>> {
+        let named = question.key.as_deref() == Some("whom");
+        async move { named.then(|| Reply::Accept(Map::from_iter([(String::from("whom"), json!("Ann"))]))) }.boxed()
+    }
+}
+
+/// A call that has to become a task.
+async fn begun(session: &Session, with: Value) -> Task {
+    match session.begin_call("build", &arguments(with), meta()).await.expect("it is taken on") {
+        Begun::Task { id, pace } => Task::new(id, pace, Timestamp::now()),
+        Begun::Done(output) => panic!("it is no task: {output:?}"),
+    }
+}
+
+/// The end of a task, and what was said of it on the way.
+async fn followed(session: &Session, task: &mut Task) -> (Result<ToolOutput, McpError>, Vec<String>) {
+    let (mut told, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+    loop {
+        assert!(Instant::now() < deadline, "it does not end");
+        match session.look("build", task, meta()).await.expect("a look") {
+            Look::GoesOn { message, answered, .. } => {
+                told.extend(message);
+                task.answered.extend(answered);
+            }
+            Look::Ended(ended) => return (ended, told),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn a_task_of_the_rust_sdk_is_followed(config: &McpServerConfig) {
+    let endpoint = Endpoint::new("under-test", config.clone()).answered(std::sync::Arc::new(Ann));
+    let session = endpoint.connect().await.expect("a session");
+    // Who cannot follow a task gets none.
+    assert_eq!(call(&session, "build", json!({"ms": 1})).await.expect("an answer").text(), "built at once");
+
+    let mut task =
+        begun(&session, json!({"name": "a house", "ms": 200, "poll_ms": 50, "ttl_ms": 60_000, "asks": true})).await;
+    assert_eq!((task.poll_ms, task.ttl_ms), (Some(50), Some(60_000)));
+    let (ended, told) = followed(&session, &mut task).await;
+    assert_eq!(task.answered, ["whom"], "once");
+    let text = ended.expect("it is built").text();
+    assert!(text.starts_with("built a house") && text.contains("Ann"), "{text}");
+    assert!(told.contains(&String::from("laying bricks")), "{told:?}");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let mut task = begun(&session, json!({"name": "a tower", "ms": 60_000, "log": log})).await;
+    session.give_up(&task.id, PATIENCE).await.expect("it is told");
+    let (ended, _) = followed(&session, &mut task).await;
+    assert!(matches!(ended, Err(McpError::TaskCancelled { .. })), "{ended:?}");
+    until("it stops", || said(&log).ends_with("cancelled a tower\n")).await;
+
+    let unknown = Task { id: String::from("no such ☃ task"), ..task };
+    let lost = session.look("build", &unknown, meta()).await;
+    assert!(matches!(lost, Err(McpError::TaskLost { .. })), "{lost:?}");
+    session.close().await;
+}
+
+#[tokio::test]
+async fn a_task_of_the_rust_sdk_is_followed_over_stdio() {
+    a_task_of_the_rust_sdk_is_followed(&stdio(vec![program()], &["stdio"])).await;
+}
+
+#[tokio::test]
+async fn a_task_of_the_rust_sdk_is_followed_over_http() {
+    for with in [&[][..], &["--json"]] {
+        let server = Http::start(with);
+        a_task_of_the_rust_sdk_is_followed(&at(&server.url)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_the_era_of_sessions_answers_at_once() {
+    let session = connect(&stdio(vec![program()], &["stdio", "--legacy"])).await;
+    let answer = session.begin_call("build", &arguments(json!({})), meta()).await.expect("an answer");
+    assert!(matches!(answer, Begun::Done(_)), "{answer:?}");
 }

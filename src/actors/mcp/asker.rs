@@ -62,7 +62,7 @@ impl AnswerInput for Asker {
             Mode::Form { schema } => (Some(schema.clone()), None),
             Mode::Url { url, .. } => (None, Some(url.to_string())),
         };
-        let question = ToolQuestion { message: question.message.clone(), schema, url };
+        let question = ToolQuestion { message: question.message.clone(), schema, url, key: question.key.clone() };
         async move {
             let (answer, answered) = oneshot::channel();
             sender.send((question, answer)).await.ok()?;

@@ -2,16 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::server::Server;
-use crate::clients::mcp::{CallMeta, Era, McpError, Session};
+use crate::clients::mcp::{Begun, CallMeta, Era, McpError, Session};
 use crate::domain::outcome::Failure;
+use crate::domain::task::{Task, ToolAnswer};
 use crate::domain::tool::ToolOutput;
 use crate::ports::ToolCall;
 use crate::tools::resolve::{allowed, matches};
 
 impl Server {
     /// Calls a tool; once more where its session was lost and that is safe.
-    pub(super) async fn call(&self, call: &ToolCall) -> Result<ToolOutput, Failure> {
+    pub(super) async fn call(&self, call: &ToolCall) -> Result<ToolAnswer, Failure> {
         if !allowed(&self.config, &call.target.name) {
             return Err(Failure::configuration(
                 "tool_not_allowed",
@@ -25,8 +28,7 @@ impl Server {
         self.approval.check(&call.target.name)?;
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let _under_way = UnderWay::begin(self);
-        let timeout = self.timeout_of(&call.target.name);
-        let meta = || CallMeta { progress: call.progress.clone(), timeout, ..CallMeta::from(&call.context) };
+        let meta = || self.meta(call);
         let mut session = self.session().await?;
         let repeatable = self.fact(&call.target.name, |facts| facts.repeatable).unwrap_or(false);
         let mut started = Instant::now();
@@ -46,10 +48,15 @@ impl Server {
             answer => answer,
         };
         match answer {
-            Ok(output) => {
+            Ok(Begun::Done(output)) => {
                 self.answered(started.elapsed());
                 self.check(&call.target.name, &output);
-                Ok(output)
+                Ok(output.into())
+            }
+            Ok(Begun::Task { id, pace }) => {
+                self.answered(started.elapsed());
+                tracing::debug!(mcp.server = self.name, tool = call.target.name, task = id, "a call became a task");
+                Ok(ToolAnswer::Task(Task::new(id, pace, Timestamp::now())))
             }
             Err(error) => {
                 let failure = error.into_failure(repeatable);
@@ -60,11 +67,17 @@ impl Server {
     }
 
     /// Makes a call, with somebody who answers what the tool asks.
-    async fn put(&self, session: &Session, call: &ToolCall, meta: CallMeta) -> Result<ToolOutput, McpError> {
-        let made = session.call_tool(&call.target.name, &call.arguments, meta);
+    async fn put(&self, session: &Session, call: &ToolCall, meta: CallMeta) -> Result<Begun, McpError> {
+        let made = session.begin_call(&call.target.name, &call.arguments, meta);
         let Some(asker) = &self.asker else { return made.await };
         let alone = session.info().era == Era::Legacy;
         asker.during(call.questions.clone(), alone, made).await
+    }
+
+    /// What is said of a call to the session.
+    pub(super) fn meta(&self, call: &ToolCall) -> CallMeta {
+        let timeout = self.timeout_of(&call.target.name);
+        CallMeta { progress: call.progress.clone(), timeout, ..CallMeta::from(&call.context) }
     }
 
     /// How long a tool may be silent, where it has a limit of its own.
@@ -77,7 +90,7 @@ impl Server {
 
     /// Compares a structured answer with what its tool promised. It is handed on either way: a model can make more of an
     /// answer that does not fit than of none.
-    fn check(&self, tool: &str, output: &ToolOutput) {
+    pub(super) fn check(&self, tool: &str, output: &ToolOutput) {
         let Some(structured) = output.structured.as_ref().filter(|_| !output.is_error) else { return };
         let problem = self.fact(tool, |facts| facts.output_schema.as_ref()?.problem_of(structured));
         if let Some(problem) = problem.flatten() {

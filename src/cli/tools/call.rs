@@ -1,10 +1,12 @@
 //! `tools call`: one tool, by hand: the arguments checked before anything is sent, the result on stdout as JSON.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::app::wiring::Running;
@@ -15,9 +17,11 @@ use crate::cli::{
 };
 use crate::domain::ids::{EntryId, GraphId, NodeId, RunId, WorkId};
 use crate::domain::outcome::{Category, Failure};
-use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
+use crate::domain::task::{TaskNews, ToolAnswer};
+use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
 use crate::modes::schema::Schema;
-use crate::ports::{CallContext, ToolCall, Tools as _};
+use crate::ports::{CallContext, ToolCall, Tools};
+use crate::retry::Retry;
 
 /// What the exit codes mean, beside those that every command has.
 pub(super) const HELP: &str = "Exit codes:
@@ -73,10 +77,15 @@ pub(super) fn run(settings: &Settings, args: &CallArgs) -> u8 {
     };
     let limit = args.timeout.unwrap_or(config.limits.node_timeout);
     let ended = with_tools(settings, &config, async |running| {
-        tokio::select! {
-            ended = call(&running, &args.tool, arguments, limit) => ended,
+        let open = OpenTask::default();
+        let ended = tokio::select! {
+            ended = call(&running, &args.tool, arguments, limit, &open) => ended,
             _ = tokio::signal::ctrl_c() => Ended::Interrupted,
+        };
+        if let Some((target, task)) = open.take() {
+            running.tools.give_up(&target, &task).await;
         }
+        ended
     });
     match ended {
         Ok(Ended::Answered(output)) => print(output, args.raw),
@@ -93,7 +102,10 @@ pub(super) fn run(settings: &Settings, args: &CallArgs) -> u8 {
     }
 }
 
-async fn call(running: &Running, name: &str, arguments: Arguments, limit: Duration) -> Ended {
+/// The task that the server works on, while it does.
+type OpenTask = RefCell<Option<(ToolTarget, String)>>;
+
+async fn call(running: &Running, name: &str, arguments: Arguments, limit: Duration, open: &OpenTask) -> Ended {
     let context = CallContext {
         graph_id: GraphId::new("tools-call").expect("a plain id"),
         node_id: NodeId::new("tools-call").expect("a plain id"),
@@ -117,9 +129,43 @@ async fn call(running: &Running, name: &str, arguments: Arguments, limit: Durati
     }
     let call =
         ToolCall { target: spec.target, arguments: Arc::new(arguments), context, progress: None, questions: None };
-    match running.tools.call(call).await {
+    match to_its_end(&running.tools, call, open).await {
         Ok(output) => Ended::Answered(output),
         Err(failure) => Ended::Failed(failure),
+    }
+}
+
+/// A call to its end, whatever its server makes of it.
+async fn to_its_end(tools: &impl Tools, call: ToolCall, open: &OpenTask) -> Result<ToolOutput, Failure> {
+    let mut task = match tools.call(call.clone()).await? {
+        ToolAnswer::Done(output) => return Ok(output),
+        ToolAnswer::Task(task) => task,
+    };
+    open.replace(Some((call.target.clone(), task.id.clone())));
+    loop {
+        let due = Instant::now() + task.wait(Timestamp::now());
+        tokio::time::sleep_until(due.min(call.context.deadline).into()).await;
+        let news = tools.look(call.clone(), task.clone()).await;
+        let now = Timestamp::now();
+        match news {
+            Ok(TaskNews::GoesOn { pace, message, answered }) => {
+                message.iter().for_each(print_note);
+                task.answered.extend(answered);
+                task.goes_on(pace, now);
+            }
+            Ok(TaskNews::Ended(ended)) => {
+                open.take();
+                return ended;
+            }
+            Ok(TaskNews::Lost(failure)) => {
+                open.take();
+                return Err(failure);
+            }
+            Err(failure) => match failure.retry() {
+                Retry::After(asked) if task.away(asked, now) => print_note(&failure),
+                Retry::After(_) | Retry::Never => return Err(failure),
+            },
+        }
     }
 }
 

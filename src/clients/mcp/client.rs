@@ -20,9 +20,10 @@ use super::input::in_words;
 use super::list::ToolList;
 use super::mirror::{self, Mirrored};
 use super::service::{FlightPlan, McpService};
+use super::task::{self, Begun};
 use super::wire::{self, CallResult, DiscoverResult, InitializeResult, ToolsPage};
 use crate::domain::ids::{GraphId, NodeId, RunId};
-use crate::domain::tool::{Arguments, ToolHints, ToolOutput};
+use crate::domain::tool::{Arguments, ToolHints};
 use crate::ports::{CallContext, ProgressSender};
 
 /// Pages of one tool list.
@@ -272,14 +273,17 @@ impl<S: McpService> Client<S> {
         Err((self.too_large("the number of pages of the tool list", MAX_PAGES), false))
     }
 
-    /// One call, with what the tool asks for in its course. The node's deadline may be earlier than the limits.
+    /// One call, with what the tool asks for in its course. The node's deadline may be earlier than the limits. Where
+    /// `tasks` may be, the server may also take it on as one.
     pub(super) async fn call_tool(
         &self,
         name: &str,
         arguments: &Arguments,
         meta: &CallMeta,
         limits: CallLimits,
-    ) -> Result<ToolOutput, McpError> {
+        tasks: bool,
+    ) -> Result<Begun, McpError> {
+        let tasks = tasks && self.era() == Era::Modern;
         let begun = tokio::time::Instant::now();
         let silence = meta.timeout.unwrap_or(limits.silence);
         let longest = limits.longest.max(silence).min(meta.deadline.saturating_duration_since(Instant::now()));
@@ -299,7 +303,7 @@ impl<S: McpService> Client<S> {
                 arguments,
                 input_responses: answers.as_ref(),
                 request_state: state.as_deref(),
-                meta: self.meta(),
+                meta: if tasks { self.meta_with_tasks() } else { self.meta() },
             };
             meta.add_to(&mut params.meta, id);
             let result: CallResult = match self.request(id, wire::CALL, &params, plan).await {
@@ -312,12 +316,10 @@ impl<S: McpService> Client<S> {
                 result => result?.1,
             };
             match result.result_type.as_deref() {
-                None | Some("complete") => {
-                    return Ok(ToolOutput {
-                        content: result.content,
-                        structured: result.structured_content,
-                        is_error: result.is_error.unwrap_or(false),
-                    });
+                None | Some("complete") => return Ok(Begun::Done(result.into_output())),
+                Some("task") if tasks => {
+                    return task::begun(&result)
+                        .ok_or_else(|| self.broken("a call became a task without a name that can be used"));
                 }
                 Some("input_required") => {
                     let asked = Box::pin(self.answers_to(name, result.input_requests.as_ref()));
@@ -352,7 +354,7 @@ impl<S: McpService> Client<S> {
         for (key, request) in requests {
             let method = request.get("method").and_then(Value::as_str).unwrap_or_default();
             let params = request.get("params").unwrap_or(&Value::Null);
-            let Some(answer) = self.inbox.ask(method, params).await else {
+            let Some(answer) = self.inbox.ask(method, params, None).await else {
                 return Err(self.input_required(tool, &in_words(method, params)));
             };
             answers.insert(key.clone(), answer);
@@ -360,8 +362,8 @@ impl<S: McpService> Client<S> {
         Ok(Some(answers))
     }
 
-    fn input_required(&self, tool: &str, asked: &str) -> McpError {
-        let what = FlightPlan::tool(tool, Duration::ZERO, Duration::ZERO).what;
+    pub(super) fn input_required(&self, tool: &str, asked: &str) -> McpError {
+        let what = FlightPlan::in_words(tool);
         McpError::InputRequired { server: Arc::clone(self.server()), what, asked: excerpt(asked) }
     }
 
@@ -371,7 +373,7 @@ impl<S: McpService> Client<S> {
     }
 
     /// One request and its answer, with the answer's size.
-    async fn request<R: DeserializeOwned>(
+    pub(super) async fn request<R: DeserializeOwned>(
         &self,
         id: u64,
         method: &'static str,
@@ -404,19 +406,35 @@ impl<S: McpService> Client<S> {
         self.dialect.meta(&self.capabilities())
     }
 
+    /// The same, where a call may become a task.
+    pub(super) fn meta_with_tasks(&self) -> Map<String, Value> {
+        let mut capabilities = self.capabilities();
+        task::declare(&mut capabilities);
+        self.dialect.meta(&capabilities)
+    }
+
+    /// The era that is spoken.
+    pub(super) fn era(&self) -> Era {
+        self.dialect.era()
+    }
+
+    pub(super) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
     fn capabilities(&self) -> Value {
         self.inbox.answers().map_or_else(|| json!({}), |answers| answers.capabilities())
     }
 
-    fn server(&self) -> &Arc<str> {
+    pub(super) fn server(&self) -> &Arc<str> {
         self.inbox.server()
     }
 
-    fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn broken(&self, problem: &str) -> McpError {
+    pub(super) fn broken(&self, problem: &str) -> McpError {
         McpError::Protocol { server: Arc::clone(self.server()), problem: excerpt(problem) }
     }
 

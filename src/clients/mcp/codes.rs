@@ -45,6 +45,8 @@ fn samples() -> Vec<McpError> {
         McpError::VersionRefused { server: server(), supported: Vec::new() },
         McpError::UnsupportedVersion { server: server(), version: text() },
         McpError::InputRequired { server: server(), what: text(), asked: text() },
+        McpError::TaskLost { server: server(), what: text(), why: text() },
+        McpError::TaskCancelled { server: server(), what: text(), message: text() },
         McpError::Protocol { server: server(), problem: text() },
         McpError::TooLarge { server: server(), what: "", limit: 0 },
     ];

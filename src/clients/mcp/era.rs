@@ -131,6 +131,8 @@ impl Verdict {
             | McpError::SessionLost { .. }
             | McpError::UnsupportedVersion { .. }
             | McpError::InputRequired { .. }
+            | McpError::TaskLost { .. }
+            | McpError::TaskCancelled { .. }
             | McpError::TooLarge { .. }
             | McpError::Auth(_) => Self::Unclear,
         }

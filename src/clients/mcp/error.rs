@@ -111,6 +111,28 @@ pub enum McpError {
         /// What it asks for, shortened.
         asked: String,
     },
+    /// The server does not know the task any more that it made of a call.
+    #[error(
+        "{what} of the MCP server `{server}` was called, and its task is lost: {why}. The call may have taken effect"
+    )]
+    TaskLost {
+        /// The server.
+        server: Arc<str>,
+        /// The tool.
+        what: String,
+        /// What the server says, shortened.
+        why: String,
+    },
+    /// The task of a call was cancelled, by somebody else than us.
+    #[error("the call of {what} of the MCP server `{server}` was cancelled there{}", detail(.message))]
+    TaskCancelled {
+        /// The server.
+        server: Arc<str>,
+        /// The tool.
+        what: String,
+        /// What the server says, shortened.
+        message: String,
+    },
     /// The server no longer knows our session; a new one must be opened.
     #[error("the MCP server `{server}` lost our session{}", outcome(*.may_have_run))]
     SessionLost {
@@ -166,6 +188,7 @@ impl McpError {
             | Self::SessionLost { may_have_run, .. } => *may_have_run,
             // The server had the request and answered something that cannot be read.
             Self::Protocol { .. } | Self::TooLarge { .. } | Self::InputRequired { .. } => true,
+            Self::TaskLost { .. } | Self::TaskCancelled { .. } => true,
             Self::Rpc { code, .. } => !rejected_before_it_ran(*code),
             Self::Misconfigured { .. }
             | Self::Spawn { .. }
@@ -184,9 +207,11 @@ impl McpError {
     /// The same for a tool that may run twice, because it only reads or is idempotent.
     pub fn retry_if_repeatable(&self) -> Retry {
         match self {
-            Self::Connect { .. } | Self::Closed { .. } | Self::TimedOut { .. } | Self::SessionLost { .. } => {
-                Retry::After(None)
-            }
+            Self::Connect { .. }
+            | Self::Closed { .. }
+            | Self::TimedOut { .. }
+            | Self::SessionLost { .. }
+            | Self::TaskLost { .. } => Retry::After(None),
             Self::Auth(error) => error.retry(),
             Self::Http { status: 408 | 429 | 500..=599, retry_after, .. } => Retry::After(*retry_after),
             Self::Rpc { code: INTERNAL_ERROR, .. } => Retry::After(None),
@@ -198,6 +223,7 @@ impl McpError {
             | Self::UnsupportedVersion { .. }
             | Self::VersionRefused { .. }
             | Self::InputRequired { .. }
+            | Self::TaskCancelled { .. }
             | Self::Protocol { .. }
             | Self::TooLarge { .. } => Retry::Never,
         }
@@ -231,6 +257,8 @@ impl McpError {
             | Self::TimedOut { .. }
             | Self::SessionLost { .. }
             | Self::InputRequired { .. }
+            | Self::TaskLost { .. }
+            | Self::TaskCancelled { .. }
             | Self::Protocol { .. }
             | Self::TooLarge { .. } => Category::Permanent,
         }
@@ -250,6 +278,8 @@ impl McpError {
             Self::Rpc { .. } => "mcp_error",
             Self::InputRequired { .. } => "mcp_input_required",
             Self::SessionLost { .. } => "mcp_session_lost",
+            Self::TaskLost { .. } => "mcp_task_lost",
+            Self::TaskCancelled { .. } => "mcp_task_cancelled",
             Self::UnsupportedVersion { .. } | Self::VersionRefused { .. } => "mcp_unsupported_version",
             Self::Protocol { .. } => "mcp_protocol_error",
             Self::TooLarge { .. } => "mcp_too_large",

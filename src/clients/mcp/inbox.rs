@@ -140,7 +140,7 @@ impl Inbox {
         if method == wire::PING {
             return format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
         }
-        match self.ask(method, params).await {
+        match self.ask(method, params, None).await {
             Some(result) => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#),
             None => {
                 tracing::debug!(mcp.server = %self.server, "request of the server declined");
@@ -149,10 +149,11 @@ impl Inbox {
         }
     }
 
-    /// The result of a request of the server that asks a person; none if nobody answers it.
-    pub(super) async fn ask(&self, method: &str, params: &Value) -> Option<Value> {
+    /// The result of a request of the server that asks a person; none if nobody answers it. `key` is the server's name
+    /// for it, where that is never another one's.
+    pub(super) async fn ask(&self, method: &str, params: &Value, key: Option<&str>) -> Option<Value> {
         let answers = self.answers.as_ref()?;
-        let question = Question::read(&self.server, method, params)?;
+        let question = Question { key: key.map(str::to_owned), ..Question::read(&self.server, method, params)? };
         let Ok(_open) = self.questions.try_acquire() else {
             tracing::debug!(mcp.server = %self.server, "the server asks too much at once");
             return None;

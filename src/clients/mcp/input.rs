@@ -32,6 +32,8 @@ pub struct Question {
     pub message: String,
     /// How it is to be answered.
     pub mode: Mode,
+    /// The server's name for it, where that is never another question's: in a task.
+    pub key: Option<String>,
 }
 
 /// How a question is answered.
@@ -81,7 +83,7 @@ impl Question {
             Some(_) => return None,
         };
         let message = params.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Some(Self { server: Arc::clone(server), message, mode })
+        Some(Self { server: Arc::clone(server), message, mode, key: None })
     }
 }
 

@@ -26,6 +26,7 @@ mod pending;
 mod service;
 mod session;
 mod stdio;
+mod task;
 mod wire;
 
 pub use client::{CallMeta, McpTool, ServerInfo, ToolListing};
@@ -34,6 +35,7 @@ pub use era::Era;
 pub use error::McpError;
 pub use input::{AnswerInput, Mode, Question, Reply};
 pub use session::Session;
+pub use task::{Begun, Look};
 
 /// Bytes of one message that are read or sent; more is refused while it is read, before it is held.
 const MAX_MESSAGE: usize = 32 * 1024 * 1024;

@@ -113,12 +113,17 @@ impl FlightPlan {
     /// A call of a tool.
     pub(super) fn tool(name: &str, limit: Duration, longest: Duration) -> Self {
         Self {
-            what: format!("the tool `{name}`"),
+            what: Self::in_words(name),
             longest,
             effect: true,
             name: Some(name.to_owned()),
             ..Self::plain("", limit.min(longest))
         }
+    }
+
+    /// A tool, in words.
+    pub(super) fn in_words(tool: &str) -> String {
+        format!("the tool `{tool}`")
     }
 
     /// Off it goes.

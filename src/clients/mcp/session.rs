@@ -21,7 +21,9 @@ use super::layers::{CancelOnDrop, Deadline};
 use super::open::Line;
 use super::service::NoBatches;
 use super::stdio::StdioService;
+use super::task::{Begun, Look};
 use crate::config::McpServerConfig;
+use crate::domain::task::Task;
 use crate::domain::tool::{Arguments, ToolOutput};
 use crate::retry::{Retry, backoff};
 
@@ -72,8 +74,28 @@ impl Session {
     /// Calls a tool within the server's limits and the node's deadline. Dropping the future cancels the call, and
     /// the server is told.
     pub async fn call_tool(&self, name: &str, arguments: &Arguments, meta: CallMeta) -> Result<ToolOutput, McpError> {
-        let called = self.client.call_tool(name, arguments, &meta, self.call_limits).await;
+        let called = self.client.call_tool(name, arguments, &meta, self.call_limits, false).await;
+        match called.map_err(|error| self.reconsidered(error))? {
+            Begun::Done(output) => Ok(output),
+            Begun::Task { .. } => Err(self.client.broken("a call became a task although that was not offered")),
+        }
+    }
+
+    /// The same for who knows what to do with a task: a server of the modern era may answer with one.
+    pub async fn begin_call(&self, name: &str, arguments: &Arguments, meta: CallMeta) -> Result<Begun, McpError> {
+        let called = self.client.call_tool(name, arguments, &meta, self.call_limits, true).await;
         called.map_err(|error| self.reconsidered(error))
+    }
+
+    /// Looks at the task of a call of `tool`, within the server's `timeout`, and answers what it asks.
+    pub async fn look(&self, tool: &str, task: &Task, meta: CallMeta) -> Result<Look, McpError> {
+        let looked = self.client.look(tool, task, &meta, self.call_limits).await;
+        looked.map_err(|error| self.reconsidered(error))
+    }
+
+    /// Tells the server that nobody waits for a task any more. It may go on all the same.
+    pub async fn give_up(&self, task: &str, limit: Duration) -> Result<(), McpError> {
+        self.client.give_up(task, limit).await.map_err(|error| self.reconsidered(error))
     }
 
     /// Asks the server for a sign of life, within the server's `connect_timeout`.

@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 use super::era::UNSUPPORTED_VERSION;
 use super::error::{McpError, excerpt};
+use crate::domain::task::Pace;
+use crate::domain::tool::ToolOutput;
 
 /// The first request of a session.
 pub(super) const INITIALIZE: &str = "initialize";
@@ -21,6 +23,12 @@ pub(super) const PING: &str = "ping";
 pub(super) const LISTEN: &str = "subscriptions/listen";
 /// Calls a tool.
 pub(super) const CALL: &str = "tools/call";
+/// Asks for the state of a task.
+pub(super) const GET_TASK: &str = "tasks/get";
+/// Answers what a task asks.
+pub(super) const UPDATE_TASK: &str = "tasks/update";
+/// Gives a task up.
+pub(super) const CANCEL_TASK: &str = "tasks/cancel";
 /// JSON-RPC: the parameters do not fit.
 pub(super) const INVALID_PARAMS: i64 = -32602;
 /// JSON-RPC: there is no such method.
@@ -324,6 +332,59 @@ pub(super) struct CallResult {
     /// What it wants to have back with the answers, as it is.
     #[serde(default)]
     pub(super) request_state: Option<String>,
+    /// The name of the task that works on it; looked at only where there is one, so that nothing else has to fit.
+    #[serde(default)]
+    pub(super) task_id: Value,
+    /// For how many milliseconds the server keeps that.
+    #[serde(default)]
+    pub(super) ttl_ms: Value,
+    /// How often the server wants to be asked.
+    #[serde(default)]
+    pub(super) poll_interval_ms: Value,
+}
+
+impl CallResult {
+    /// The end of the call.
+    pub(super) fn into_output(self) -> ToolOutput {
+        ToolOutput {
+            content: self.content,
+            structured: self.structured_content,
+            is_error: self.is_error.unwrap_or(false),
+        }
+    }
+}
+
+/// The answer to `tasks/get`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TaskState {
+    /// How it stands.
+    pub(super) status: String,
+    /// What is happening, for people.
+    #[serde(default)]
+    pub(super) status_message: Option<String>,
+    /// For how many milliseconds the server keeps it.
+    #[serde(default)]
+    pub(super) ttl_ms: Value,
+    /// How often the server wants to be asked.
+    #[serde(default)]
+    pub(super) poll_interval_ms: Value,
+    /// What it asks.
+    #[serde(default)]
+    pub(super) input_requests: Option<Map<String, Value>>,
+    /// How the call ended.
+    #[serde(default)]
+    pub(super) result: Option<Value>,
+    /// The error that it ended with.
+    #[serde(default)]
+    pub(super) error: Option<Fault>,
+}
+
+/// What is said of a task's time. What is no number of milliseconds says nothing.
+pub(super) fn pace(ttl: &Value, poll: &Value) -> Pace {
+    // A fraction is cut off, and what is too large is the largest.
+    let millis = |value: &Value| value.as_f64().filter(|millis| *millis >= 0.0).map(|millis| millis as u64);
+    Pace { ttl_ms: millis(ttl), poll_ms: millis(poll) }
 }
 
 #[cfg(test)]
@@ -366,6 +427,18 @@ mod tests {
     fn a_batch_of_an_old_server_is_taken_apart() {
         let batch = r#" [{"id":1,"result":{}},{"method":"notifications/x"}]"#;
         assert_eq!(parse(batch).expect("a batch").len(), 2);
+    }
+
+    #[test]
+    fn the_time_of_a_task_is_read_as_far_as_it_can_be() {
+        let read = |ttl: &str, poll: &str| {
+            let value = |text| serde_json::from_str::<Value>(text).expect("JSON");
+            let Pace { ttl_ms, poll_ms } = pace(&value(ttl), &value(poll));
+            (ttl_ms, poll_ms)
+        };
+        assert_eq!(read("60000", "1500.7"), (Some(60_000), Some(1500)));
+        assert_eq!(read("null", "\"5s\""), (None, None));
+        assert_eq!(read("-1", "1e300"), (None, Some(u64::MAX)));
     }
 
     #[test]

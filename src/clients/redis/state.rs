@@ -163,7 +163,7 @@ impl StateStore {
             (Word::Duplicate, _) => return Ok((Opened::Duplicate, None)),
             (Word::Lost, _) => return Ok((Opened::Lost, None)),
             (Word::Missing, _) => match self.order(delivery, order)? {
-                Some(order) => return Ok((Opened::Cancelled(order), None)),
+                Some(order) => return Ok((Opened::Cancelled { order, journal }, None)),
                 None => return Err(StateError::Missing { key }),
             },
             (Word::WrongType, rest) => {
@@ -178,7 +178,7 @@ impl StateStore {
             }
         };
         if let Some(order) = self.order(delivery, order)? {
-            return Ok((Opened::Cancelled(order), Some(form)));
+            return Ok((Opened::Cancelled { order, journal }, Some(form)));
         }
         let value = if form == guess { read? } else { self.link.query(&read_command(&key, form, wanted)).await? };
         self.documents.store(form == StateForm::String, Ordering::Relaxed);

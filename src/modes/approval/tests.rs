@@ -324,3 +324,31 @@ fn changed_arguments_are_held_to_a_schema_that_refers_to_itself() {
     let broken = Ask { schema: edited_schema(&json!({"$ref": "#/$defs/None"})), ..ask };
     assert_eq!(crate::modes::schema::fits(&broken, &json!({"arguments": {"any": 1}})), Ok(()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_for_a_tool_whose_server_is_away_is_no_mistake_of_whoever_wrote_it() {
+    let unreachable = || Failure::retriable("mcp_unreachable", "connection refused");
+    let script = || {
+        Script::new().tool("pay", echo).tool("look", echo).model([
+            wants(&[("pay", json!({}))]),
+            says("fine"),
+            says("fine"),
+        ])
+    };
+    for rule in ["pay", "srv/pay"] {
+        let back = script().away("pay", unreachable(), 2);
+        let report = back.run(agent(json!([rule]))).await;
+        assert_eq!(waiting(&report).asks[0].tool.as_deref(), Some("srv/pay"), "it came back, and is asked about");
+        let gone = script().away("pay", unreachable(), usize::MAX);
+        let report = gone.run(agent(json!([rule]))).await;
+        assert_eq!((code(&report), failure(&report).attempts), (("retriable", "mcp_unreachable"), 3));
+        assert!(gone.requests.borrow().is_empty(), "nothing was spent");
+    }
+    // Where the server that is away cannot have it, the name is wrong.
+    let report = script().away("pay", unreachable(), usize::MAX).run(agent(json!(["mail/pay"]))).await;
+    assert_eq!(code(&report), ("configuration", "unknown_tool"));
+    // The same in tool mode.
+    let node = json!({"tool_name": "look", "approve": ["pay"]});
+    assert_eq!(code(&script().away("pay", unreachable(), usize::MAX).run(node.clone()).await).1, "mcp_unreachable");
+    assert_eq!(code(&script().run(node).await), ("configuration", "unknown_tool"));
+}

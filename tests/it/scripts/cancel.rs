@@ -41,7 +41,7 @@ async fn an_order_is_seen_before_a_node_begins_and_can_be_taken_back() {
     orders.give(&g, Some(&node("n")), &noted(CancelScope::Node)).await.expect("an answer");
     // With or without a state, of either layout: what is cancelled needs none.
     let answer = opened(&world).await.expect("an answer");
-    assert!(matches!(answer, Opened::Cancelled(order) if order == noted(CancelScope::Node)));
+    assert!(matches!(answer, Opened::Cancelled { order, .. } if order == noted(CancelScope::Node)));
     assert!(orders.take_back(&g, Some(&node("n"))).await.expect("an answer"));
     assert!(!orders.take_back(&g, Some(&node("n"))).await.expect("an answer"), "there was none any more");
 
@@ -51,7 +51,7 @@ async fn an_order_is_seen_before_a_node_begins_and_can_be_taken_back() {
     world.redis::<()>(&["DEL", &world.key("done:g")]).await;
     orders.give(&g, None, &noted(CancelScope::Graph)).await.expect("an answer");
     let answer = opened(&world).await.expect("an answer");
-    assert!(matches!(answer, Opened::Cancelled(order) if order == noted(CancelScope::Graph)));
+    assert!(matches!(answer, Opened::Cancelled { order, .. } if order == noted(CancelScope::Graph)));
     let left = world.ttl(&world.key("cancel:g")).await;
     assert!(left > 0 && left <= 24 * 60 * 60 * 1000, "an order lapses with the state: {left}");
 }

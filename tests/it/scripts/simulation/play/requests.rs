@@ -41,7 +41,7 @@ impl Play<'_> {
                 agree("an order", false, self.model.ordered(run))?;
                 Answer::Done
             }
-            Opened::Cancelled(_) => {
+            Opened::Cancelled { .. } => {
                 agree("an order", true, self.model.ordered(run))?;
                 process.held[at].ordered = true;
                 Answer::Done

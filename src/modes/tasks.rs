@@ -1,0 +1,220 @@
+//! Calls that their server works on by itself: put on record, looked at when that is due, on this worker or another, and
+//! given up when nobody waits for them any more.
+
+use std::future::pending;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::config::UnknownOutcome;
+use crate::domain::event::EventType;
+use crate::domain::journal::{CallId, Class, Running, Start};
+use crate::domain::outcome::{Category, Failure};
+use crate::domain::task::{LOST, Task, TaskNews, ToolAnswer};
+use crate::domain::tool::{ToolOutput, ToolTarget};
+use crate::modes::execution::{CallSite, Execution, Ledger};
+use crate::modes::logbook::digest_of;
+use crate::modes::waits::Wait;
+use crate::ports::{Ports, ToolCall, Tools};
+use crate::retry::{Retry, backoff};
+
+/// What a node outside of its slot waits for.
+const WORKING: &str = "task_working";
+/// How long before the node's time is up a task is looked at for the last time, if its next look would come too late: who
+/// comes back from outside of a slot is up to a second late.
+const LAST_LOOK: Duration = Duration::from_secs(2);
+/// The longest pause before a call is made again whose task came to nothing. It holds the slot.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A task that a server may still work on.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct OpenTask {
+    /// The tool.
+    target: ToolTarget,
+    /// The server's name for it.
+    id: String,
+}
+
+impl OpenTask {
+    /// The task of a call.
+    pub fn of(running: &Running) -> Self {
+        Self { target: running.start.target(), id: running.task.id.clone() }
+    }
+}
+
+/// Tells the servers that nobody waits for these tasks any more.
+pub(super) async fn give_up(tools: &impl Tools, ledger: &Ledger) {
+    let open = ledger.tasks.take();
+    join_all(open.values().map(|OpenTask { target, id }| tools.give_up(target, id))).await;
+}
+
+/// How a task ended.
+enum Ended {
+    /// As the call would have.
+    Answered(ToolOutput),
+    /// In a way that allows to make the call again.
+    Again(Failure),
+    /// For good.
+    Failed(Failure),
+}
+
+impl<P: Ports> Execution<'_, P> {
+    /// A call to its end, whatever its server makes of it; from where it is, if it is `running` already.
+    pub(super) async fn to_its_end(
+        &self,
+        place: CallId,
+        call: &ToolCall,
+        class: Class,
+        mut running: Option<Running>,
+    ) -> Result<ToolOutput, Failure> {
+        let mut before = 0;
+        loop {
+            let running = match running.take() {
+                Some(running) => running,
+                None => {
+                    let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
+                    match self.step("tool call", CallSite::Tool(place), false, operation).await? {
+                        ToolAnswer::Done(output) => return Ok(output),
+                        ToolAnswer::Task(task) => self.taken_on(place, call, class, Task { before, ..task }).await?,
+                    }
+                }
+            };
+            before = running.task.before.saturating_add(1);
+            let same = running.start.arguments == digest_of(&call.arguments);
+            // On the heap: few calls become one.
+            let ended = Box::pin(self.followed(place, call, running)).await?;
+            self.ledger.tasks.borrow_mut().remove(&place);
+            let failure = match ended {
+                Ended::Answered(output) => return Ok(output),
+                Ended::Again(failure) => failure,
+                Ended::Failed(failure) => return Err(failure),
+            };
+            // What it was called with may be out of reach while its server is away.
+            if before >= self.policy.max_attempts.get() || !same {
+                return Err(Failure { attempts: before, ..failure });
+            }
+            let pause = backoff(self.policy.initial, self.policy.max.min(LONGEST_PAUSE), before, fastrand::f64());
+            tracing::info!(tool = %call.target, attempt = before, code = failure.code.as_ref(), error = %failure,
+                "the task of a call came to nothing, the call is made again");
+            sleep(pause).await;
+        }
+    }
+
+    /// Puts on record that the server works on a call: from here on the call is not made by anybody else.
+    async fn taken_on(&self, place: CallId, call: &ToolCall, class: Class, task: Task) -> Result<Running, Failure> {
+        let start = Start {
+            server: call.target.server.clone(),
+            tool: call.target.name.clone(),
+            arguments: digest_of(&call.arguments),
+            key: call.context.idempotency_key.clone(),
+            class,
+            at: task.since,
+        };
+        let running = Running { start, task };
+        self.ledger.tasks.borrow_mut().insert(place, OpenTask::of(&running));
+        self.logbook.runs(place, &running).await?;
+        Ok(running)
+    }
+
+    /// Looks at a task until it has ended. An error says nothing of the task, which may go on.
+    async fn followed(&self, place: CallId, call: &ToolCall, mut running: Running) -> Result<Ended, Failure> {
+        let mut recorded = running.task.clone();
+        let mut told = None;
+        loop {
+            self.until_due(place, &mut running, &recorded).await?;
+            let look = self.ports.tools().look(call.clone(), running.task.clone());
+            let news = self.attempt(Class::Safe, look).await;
+            let now = Timestamp::now();
+            match news {
+                Ok(TaskNews::GoesOn { pace, message, answered }) => {
+                    let news = !answered.is_empty();
+                    running.task.answered.extend(answered);
+                    running.task.goes_on(pace, now);
+                    if news {
+                        // Whoever comes next need not answer them again.
+                        self.logbook.runs(place, &running).await?;
+                        recorded = running.task.clone();
+                    }
+                    if message.is_some() && message != told {
+                        let progress = json!({"progress": running.task.age(now).as_secs(), "message": message});
+                        let tool = call.target.to_string();
+                        self.progress(EventType::ToolExecuted, json!({"tool": tool, "progress": progress}));
+                        told = message;
+                    }
+                }
+                Ok(TaskNews::Ended(Ok(output))) => return Ok(Ended::Answered(output)),
+                Ok(TaskNews::Ended(Err(failure))) => {
+                    return Ok(match failure.retry() {
+                        Retry::After(_) if running.start.class == Class::Safe => Ended::Again(failure),
+                        Retry::After(_) | Retry::Never => Ended::Failed(failure),
+                    });
+                }
+                Ok(TaskNews::Lost(failure)) => {
+                    return Ok(match running.start.class {
+                        Class::Safe => Ended::Again(failure),
+                        // Whatever its server says of it: somebody has to look at what it did.
+                        Class::Unsafe => Ended::Failed(Failure { category: Category::Permanent, ..failure }),
+                    });
+                }
+                Err(failure) => match failure.retry() {
+                    Retry::After(asked) if running.task.away(asked, now) => {
+                        tracing::info!(tool = %call.target, code = failure.code.as_ref(), error = %failure,
+                            "a task cannot be looked at, trying again");
+                    }
+                    Retry::After(_) | Retry::Never => return Err(failure),
+                },
+            }
+        }
+    }
+
+    /// Waits until a task is to be looked at. Of a long wait it does not return: the node is ended around it.
+    async fn until_due(&self, place: CallId, running: &mut Running, recorded: &Task) -> Result<(), Failure> {
+        let (now, clock) = (Instant::now(), Timestamp::now());
+        let (wait, left) = (running.task.wait(clock), self.deadline.saturating_duration_since(now));
+        let wait = match left.checked_sub(LAST_LOOK) {
+            _ if wait < left => wait,
+            Some(last) => last,
+            // Whoever watches the node's time drops this.
+            None => pending().await,
+        };
+        if self.settings.park_after.is_none_or(|longest| wait <= longest) {
+            sleep(wait).await;
+            return Ok(());
+        }
+        let due = SignedDuration::try_from(wait).ok().and_then(|wait| clock.checked_add(wait).ok());
+        running.task.due = running.task.due.min(due.unwrap_or(Timestamp::MAX));
+        if running.task != *recorded {
+            self.logbook.runs(place, running).await?;
+        }
+        let what =
+            format!("the server works on the task `{}` of the tool `{}`", running.task.id, running.start.target());
+        let wait = Wait {
+            until: now + wait,
+            made: 0,
+            failure: Failure::retriable(WORKING, what),
+            site: CallSite::Tool(place).to_string(),
+            look: true,
+        };
+        self.ledger.waits.park(wait).await
+    }
+
+    /// Whether a call ends its node rather than being told to the model: its task is lost, and a person has to look.
+    pub(super) fn ends_node(&self, target: &ToolTarget, class: Class, failure: &Failure) -> bool {
+        let rule = || self.settings.unknown_outcomes.of(target, class == Class::Safe);
+        failure.code == LOST && rule() == UnknownOutcome::Fail
+    }
+
+    /// Gives the task of a call up whose end nobody waits for any more.
+    pub(super) async fn give_up_task(&self, place: CallId) {
+        let open = self.ledger.tasks.borrow_mut().remove(&place);
+        if let Some(OpenTask { target, id }) = open {
+            self.ports.tools().give_up(&target, &id).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
