@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clients::llm::{LlmError, estimate};
@@ -14,7 +15,7 @@ use crate::domain::message::{Completion, Usage};
 use crate::domain::outcome::Failure;
 use crate::domain::rate::{Amendment, Demand, Limit, Rate, RateWord, Verdict, micros};
 use crate::metrics::{DeferLabels, Metrics, ProviderLabels};
-use crate::ports::{LlmRequest, SharedLimits};
+use crate::ports::{CallContext, LlmRequest, SharedLimits};
 
 /// How long an answer of the shared limits is waited for: a call must not wait longer for its permission than for itself.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -84,31 +85,43 @@ impl Pace {
             let written = request.settings.max_tokens.unwrap_or(self.config.max_tokens).get();
             estimate::input_tokens(request) + u64::from(written)
         });
-        let left = request.context.deadline.saturating_duration_since(std::time::Instant::now());
-        let patience = match request.elsewhere {
-            true => Duration::ZERO,
-            false => self.sharing.patience.map_or(left, |patience| patience.min(left)),
-        };
-        let demand = Demand {
+        let mut demand = Demand {
+            who: who(&request.context),
             request: rates.requests.map(|rate| rate.charge(1)).unwrap_or_default(),
             tokens: rates.tokens.map(|rate| rate.charge(feared)).unwrap_or_default(),
-            patience: micros(patience),
-            returns: !request.elsewhere,
+            ..Demand::default()
         };
-        let (verdict, shared) = self.reserve(model, &demand).await;
+        let (begun, deadline) = (Instant::now(), Instant::from_std(request.context.deadline));
+        let (verdict, shared) = loop {
+            let left = match request.elsewhere {
+                true => Duration::ZERO,
+                false => deadline.saturating_duration_since(Instant::now()),
+            };
+            let patience = self.sharing.patience.map_or(left, |all| all.saturating_sub(begun.elapsed()).min(left));
+            (demand.patience, demand.returns) = (micros(patience), micros(left));
+            match self.reserve(model, &demand).await {
+                // Others came before it. Its place is kept, and a wait this short is not worth giving up the slot.
+                (Verdict::Later { wait }, _) if wait <= demand.patience => sleep(Duration::from_micros(wait)).await,
+                answer => break answer,
+            }
+        };
         match verdict {
             Verdict::Go { wait, era } => {
                 let wait = Duration::from_micros(wait);
-                let labels = ProviderLabels { provider: self.provider.clone() };
-                Metrics::seconds(&self.metrics.llm_limit_wait.get_or_create(&labels), wait);
                 if !wait.is_zero() {
-                    tracing::debug!(
-                        llm.provider = self.provider,
-                        llm.model = model,
-                        wait_ms = wait.as_millis(),
-                        "the call waits for its limit"
-                    );
                     sleep(wait).await;
+                }
+                let waited = begun.elapsed();
+                let labels = ProviderLabels { provider: self.provider.clone() };
+                Metrics::seconds(&self.metrics.llm_limit_wait.get_or_create(&labels), waited);
+                if !wait.is_zero() {
+                    let (provider, wait_ms) = (&self.provider, waited.as_millis());
+                    tracing::debug!(
+                        llm.provider = provider,
+                        llm.model = model,
+                        wait_ms,
+                        "the call waited for its limit"
+                    );
                 }
                 let word = rates.heeds.then(Arc::default);
                 request.rate_word.clone_from(&word);
@@ -292,6 +305,12 @@ impl Place {
         let signed = |amount| i64::try_from(rate.time_of(amount)).unwrap_or(i64::MAX);
         signed(used) - signed(self.feared)
     }
+}
+
+/// The name under which a call waits for its limit: the same on whatever worker it asks again.
+fn who(context: &CallContext) -> u64 {
+    let digest = Sha256::digest(context.idempotency_key.as_bytes());
+    digest.iter().take(8).fold(0, |name, byte| name << 8 | u64::from(*byte))
 }
 
 /// The limits of this process alone.

@@ -10,6 +10,12 @@ use std::time::{Duration, Instant};
 
 /// How far those who are told to ask again are spread at the most: longer than that, room may be there sooner.
 pub const SPREAD: Duration = Duration::from_secs(60);
+/// Calls that stand in line at the most; each is looked at whenever anybody asks.
+pub const LINE: usize = 64;
+/// How long the place in line is kept for a call that does not come back when it was told to.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// The shortest wait after which a call in line asks again.
+pub const SHORTEST: Duration = Duration::from_millis(100);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// An allowance that fills up evenly.
@@ -71,14 +77,16 @@ impl Charge {
 /// A call that wants to begin.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Demand {
+    /// Which call it is: the same whenever it asks again.
+    pub who: u64,
     /// Of the requests.
     pub request: Charge,
     /// Of the tokens.
     pub tokens: Charge,
     /// The longest wait that is waited out on the spot.
     pub patience: u64,
-    /// Whether who has to wait longer comes back for it.
-    pub returns: bool,
+    /// The longest wait that it comes back from; nothing for a call that goes elsewhere.
+    pub returns: u64,
 }
 
 /// What a limit says to a call.
@@ -120,8 +128,21 @@ impl Amendment {
     }
 }
 
+/// A call that was told to ask again, and before which nobody begins who came later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Which call it is.
+    pub who: u64,
+    /// Until when its place is kept.
+    pub until: u64,
+    /// What it will be charged of the requests.
+    pub requests: u64,
+    /// What it will be charged of the tokens.
+    pub tokens: u64,
+}
+
 /// The state of a limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limit {
     /// When the allowance of requests is full.
     pub requests: u64,
@@ -129,38 +150,86 @@ pub struct Limit {
     pub tokens: u64,
     /// Until when nobody may ask, because the provider said so.
     pub closed: u64,
-    /// Up to when there are calls that were told to ask again.
+    /// Up to when there are calls that were told to ask again and found no place in line.
     pub queue: u64,
     /// When the allowance of tokens was full for the last time. A charge of before that has been made good by time:
     /// giving back what was not used of it would be to give it twice.
     pub era: u64,
+    /// The calls that wait for their turn, in the order in which they came. A call that needs much would never begin
+    /// if those that need little went before it whenever there is enough for them.
+    pub line: Vec<Waiting>,
+}
+
+/// When the allowances are full.
+#[derive(Debug, Clone, Copy)]
+struct Full {
+    requests: u64,
+    tokens: u64,
+}
+
+impl Full {
+    /// The same after these charges have been taken at `start`.
+    fn after(self, start: u64, requests: Charge, tokens: Charge) -> Self {
+        let after = |full: u64, charge: Charge| if charge.cost > 0 { full.max(start) + charge.cost } else { full };
+        Self { requests: after(self.requests, requests), tokens: after(self.tokens, tokens) }
+    }
 }
 
 impl Limit {
-    /// Lets a call begin, or says when it has a chance.
+    /// Lets a call begin, or says when it has a chance. It is not charged before it begins, so nothing has to be given
+    /// back by a call that never does; but those who came after it find what is left of the allowance by then.
     pub fn reserve(&mut self, now: u64, demand: &Demand) -> Verdict {
-        let Demand { request, tokens, patience, returns } = *demand;
-        let start = now.max(self.closed).max(request.from(self.requests)).max(tokens.from(self.tokens));
+        let Demand { who, request, tokens, patience, returns } = *demand;
+        self.line.retain(|waiting| waiting.until > now);
+        let place = self.line.iter().position(|waiting| waiting.who == who);
+        let ahead = place.unwrap_or(self.line.len());
+        let earliest = now.max(self.closed);
+        let mut full = Full { requests: self.requests, tokens: self.tokens };
+        for waiting in &self.line[..ahead] {
+            let requests = Charge { cost: waiting.requests, ..request };
+            let tokens = Charge { cost: waiting.tokens, ..tokens };
+            let start = earliest.max(requests.from(full.requests)).max(tokens.from(full.tokens));
+            full = full.after(start, requests, tokens);
+        }
+        let without_tokens = earliest.max(request.from(full.requests));
+        let start = without_tokens.max(tokens.from(full.tokens));
         let wait = start - now;
-        if wait > patience {
-            if !returns {
-                return Verdict::Later { wait };
-            }
-            // Each is given a moment of its own, or all would come back at once for the room of one.
-            let told = self.queue.clamp(start, start + micros(SPREAD));
-            self.queue = told + request.cost.max(tokens.cost);
-            return Verdict::Later { wait: told - now };
-        }
-        if request.cost > 0 {
-            self.requests = self.requests.max(start) + request.cost;
-        }
-        if tokens.cost > 0 {
-            if self.tokens < start {
+        // Where there is enough for all of them at once, nobody has to wait for one that has not come back yet.
+        if wait == 0 || (ahead == 0 && wait <= patience) {
+            place.map(|place| self.line.remove(place));
+            if tokens.cost > 0 && self.tokens < start {
                 self.era = start;
             }
-            self.tokens = self.tokens.max(start) + tokens.cost;
+            let full = Full { requests: self.requests, tokens: self.tokens }.after(start, request, tokens);
+            (self.requests, self.tokens) = (full.requests, full.tokens);
+            return Verdict::Go { wait, era: self.era };
         }
-        Verdict::Go { wait, era: self.era }
+        // A wait for tokens is mostly shorter than it seems, because what others do not use is given back.
+        let sooner = now + (wait / 2).max(micros(SHORTEST));
+        let again = sooner.max(without_tokens).min(earliest + micros(SPREAD));
+        // Whoever comes back for it does so up to a tenth late, so that not all do at once.
+        let until = again + (again - now) / 8 + micros(GRACE);
+        match place {
+            Some(place) if returns < again - now => {
+                self.line.remove(place);
+                Verdict::Later { wait }
+            }
+            None if returns < again - now => Verdict::Later { wait },
+            Some(place) => {
+                self.line[place].until = until;
+                Verdict::Later { wait: again - now }
+            }
+            None if self.line.len() < LINE => {
+                self.line.push(Waiting { who, until, requests: request.cost, tokens: tokens.cost });
+                Verdict::Later { wait: again - now }
+            }
+            None => {
+                // Each is given a moment of its own, or all would come back at once for one place.
+                let told = self.queue.clamp(again, again + micros(SPREAD));
+                self.queue = told + request.cost.max(tokens.cost);
+                Verdict::Later { wait: told - now }
+            }
+        }
     }
 
     /// Takes note of what a call used and of what the provider said.
@@ -187,6 +256,7 @@ impl Limit {
     /// Whether it says no more than a limit that was never used.
     pub fn is_idle(&self, now: u64) -> bool {
         self.requests.max(self.tokens).max(self.closed).max(self.queue) <= now
+            && self.line.iter().all(|waiting| waiting.until <= now)
     }
 }
 
@@ -204,164 +274,4 @@ pub struct RateWord {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const SECOND: u64 = 1_000_000;
-
-    fn rate(per_minute: u64, burst: Duration) -> Rate {
-        Rate::new(NonZeroU64::new(per_minute).expect("not zero"), burst)
-    }
-
-    fn demand(request: Charge, tokens: Charge, patience: u64) -> Demand {
-        Demand { request, tokens, patience, returns: true }
-    }
-
-    #[test]
-    fn a_burst_goes_at_once_and_then_one_after_the_other() {
-        let one = rate(60, Duration::from_secs(3)).charge(1);
-        let mut limit = Limit::default();
-        let now = 100 * SECOND;
-        let waits: Vec<_> = (0..5).map(|_| limit.reserve(now, &demand(one, Charge::default(), 10 * SECOND))).collect();
-        let go = |wait| Verdict::Go { wait: wait * SECOND, era: 0 };
-        assert_eq!(waits, [go(0), go(0), go(0), go(1), go(2)]);
-        assert_eq!(limit.reserve(now + 60 * SECOND, &demand(one, Charge::default(), 0)), go(0));
-    }
-
-    #[test]
-    fn who_would_wait_for_long_is_not_charged_and_each_gets_a_moment_of_its_own() {
-        let one = rate(60, Duration::from_secs(1)).charge(1);
-        let mut limit = Limit::default();
-        let now = 100 * SECOND;
-        let ask = |limit: &mut Limit, now| limit.reserve(now, &demand(one, Charge::default(), 0));
-        assert_eq!(ask(&mut limit, now), Verdict::Go { wait: 0, era: 0 });
-        let told: Vec<_> = (0..3).map(|_| ask(&mut limit, now)).collect();
-        assert_eq!(told, [1, 2, 3].map(|wait| Verdict::Later { wait: wait * SECOND }));
-        let elsewhere = Demand { returns: false, ..demand(one, Charge::default(), 0) };
-        assert_eq!(limit.reserve(now, &elsewhere), Verdict::Later { wait: SECOND });
-        let last = (0..100).map(|_| ask(&mut limit, now)).last();
-        assert_eq!(last, Some(Verdict::Later { wait: 61 * SECOND }), "nobody is sent away for hours");
-        // Nobody's place is kept: who is there when there is room has it.
-        assert_eq!(ask(&mut limit, now + SECOND), Verdict::Go { wait: 0, era: 0 });
-    }
-
-    #[test]
-    fn more_than_can_be_saved_up_begins_with_a_full_allowance_and_is_paid_off() {
-        let tokens = rate(600, Duration::from_secs(60));
-        let mut limit = Limit::default();
-        let now = 100 * SECOND;
-        let huge = demand(Charge::default(), tokens.charge(900), u64::MAX);
-        assert_eq!(limit.reserve(now, &huge), Verdict::Go { wait: 0, era: now });
-        let small = demand(Charge::default(), tokens.charge(10), u64::MAX);
-        assert_eq!(limit.reserve(now, &small), Verdict::Go { wait: 31 * SECOND, era: now });
-    }
-
-    #[test]
-    fn what_was_not_used_is_given_back_once_and_not_after_time_made_it_good() {
-        let tokens = rate(600, Duration::from_secs(60));
-        let charge = tokens.charge(600);
-        let mut limit = Limit::default();
-        let now = 1000 * SECOND;
-        let ask = |limit: &mut Limit, now| limit.reserve(now, &demand(Charge::default(), charge, 0));
-        let Verdict::Go { era, .. } = ask(&mut limit, now) else { panic!("it is full") };
-        assert!(matches!(ask(&mut limit, now), Verdict::Later { .. }));
-        let back = Amendment { era, tokens: -(charge.cost as i64), ..Amendment::default() };
-        limit.amend(now, &back);
-        let Verdict::Go { era, .. } = ask(&mut limit, now) else { panic!("it was given back") };
-        // A minute later everything would be there again without the gift.
-        let later = now + 61 * SECOND;
-        assert!(matches!(ask(&mut limit, later), Verdict::Go { wait: 0, .. }));
-        limit.amend(later, &Amendment { era, ..back });
-        assert!(matches!(ask(&mut limit, later), Verdict::Later { .. }), "the first charge is long forgiven");
-    }
-
-    #[test]
-    fn the_providers_word_closes_the_limit_or_lowers_what_is_left() {
-        let rate = rate(60, Duration::from_secs(10));
-        let now = 100 * SECOND;
-        let ask = |limit: &mut Limit, now| limit.reserve(now, &demand(rate.charge(1), Charge::default(), 0));
-        let mut limit = Limit::default();
-        limit.amend(now, &Amendment { closed: 7 * SECOND, ..Amendment::default() });
-        limit.amend(now, &Amendment { closed: 2 * SECOND, ..Amendment::default() });
-        assert_eq!(ask(&mut limit, now), Verdict::Later { wait: 7 * SECOND });
-        assert_eq!(ask(&mut limit, now + 8 * SECOND), Verdict::Go { wait: 0, era: 0 });
-        let mut limit = Limit::default();
-        limit.amend(now, &Amendment { requests_full: rate.missing(2), ..Amendment::default() });
-        let go = Verdict::Go { wait: 0, era: 0 };
-        assert_eq!([ask(&mut limit, now), ask(&mut limit, now)], [go, go]);
-        assert_eq!(ask(&mut limit, now), Verdict::Later { wait: SECOND }, "two were left");
-        assert_eq!(rate.missing(10), 0, "enough is left");
-    }
-
-    #[test]
-    fn the_providers_count_of_tokens_goes_before_what_is_given_back_later() {
-        let rate = rate(600, Duration::from_secs(60));
-        let mut limit = Limit::default();
-        let now = 100 * SECOND;
-        let charge = rate.charge(300);
-        let Verdict::Go { era, .. } = limit.reserve(now, &demand(Charge::default(), charge, 0)) else { panic!("full") };
-        limit.amend(now, &Amendment { tokens_full: rate.missing(0), ..Amendment::default() });
-        limit.amend(now, &Amendment { era, tokens: -(charge.cost as i64), ..Amendment::default() });
-        assert_eq!(limit.tokens, now + 60 * SECOND);
-    }
-
-    proptest! {
-        /// Whatever is asked and when, no window of time sees more than comes together in it and in the burst.
-        #[test]
-        fn no_window_sees_more_than_its_share_and_the_burst(
-            per_minute in 1u64..5000,
-            burst in 0u64..90,
-            asks in prop::collection::vec((0u64..3_000_000, 1u64..400, 0u64..8), 1..120),
-        ) {
-            let rate = rate(per_minute, Duration::from_secs(burst));
-            let mut limit = Limit::default();
-            let mut now = 1_000 * SECOND;
-            let mut begun: Vec<(u64, u64)> = Vec::new();
-            for (pause, amount, patience) in asks {
-                now += pause;
-                let ask = demand(Charge::default(), rate.charge(amount), patience * SECOND);
-                if let Verdict::Go { wait, .. } = limit.reserve(now, &ask) {
-                    begun.push((now + wait, amount));
-                }
-            }
-            begun.sort_unstable();
-            for (first, (from, _)) in begun.iter().enumerate() {
-                let (mut used, mut largest) = (0, 0);
-                for (until, amount) in &begun[first..] {
-                    used += amount;
-                    largest = largest.max(*amount);
-                    let time = until - from + burst * SECOND;
-                    let share = time as f64 * per_minute as f64 / 60e6;
-                    // What is larger than can be saved up began with a full allowance.
-                    let over = (largest as f64 - (burst * per_minute) as f64 / 60.0).max(0.0);
-                    prop_assert!(used as f64 <= share + over + 1e-6, "{used} in {}, {share} + {over}", until - from);
-                }
-            }
-        }
-
-        /// Charges that are corrected at once by what was used let through what the tokens allow, not what was feared.
-        #[test]
-        fn corrected_charges_let_through_what_is_really_used(used in 1u64..50, feared in 50u64..600) {
-            let rate = rate(600, Duration::from_secs(60));
-            let mut limit = Limit::default();
-            let mut now = 1_000 * SECOND;
-            let (begin, mut done) = (now, 0);
-            while now < begin + 600 * SECOND {
-                match limit.reserve(now, &demand(Charge::default(), rate.charge(feared), u64::MAX)) {
-                    Verdict::Go { wait, era } => {
-                        now += wait;
-                        let tokens = rate.time_of(used) as i64 - rate.time_of(feared) as i64;
-                        limit.amend(now, &Amendment { era, tokens, ..Amendment::default() });
-                        done += used;
-                    }
-                    Verdict::Later { .. } => unreachable!("there is patience"),
-                }
-            }
-            let most = 600 + 600 * (now - begin) / (60 * SECOND) + feared;
-            prop_assert!(done <= most, "{done} of {most}");
-            prop_assert!(done + 600 + feared >= 600 * 10, "{done} is too little");
-        }
-    }
-}
+mod tests;

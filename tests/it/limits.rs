@@ -184,6 +184,41 @@ async fn a_long_wait_for_the_limit_frees_the_only_slot() {
 }
 
 #[tokio::test]
+async fn a_large_call_is_not_passed_by_small_ones_while_its_node_waits_outside_of_a_slot() {
+    const SMALL: usize = 24;
+    let script = "
+rules:
+  - match: {prompt: everything}
+    reply: {text: fine, usage: {input_tokens: 0, output_tokens: 120000}}
+  - match: {prompt: much}
+    reply: {text: fine, usage: {input_tokens: 10, output_tokens: 10000}}
+  - reply: {text: fine, usage: {input_tokens: 20, output_tokens: 480}}
+";
+    let (bed, model) = (Bed::new().await, Model::start(script));
+    // Two thousand tokens a second. A small call is never away from its turn for as long as it would give up its slot.
+    let worker = worker(&bed, &model, "w1", "tokens_per_minute = 120000")
+        .set("pool.size", "4")
+        .set("retry.park_after", "1500ms")
+        .start()
+        .ready()
+        .await;
+    bed.run(&item("first", "everything that was saved up")).await;
+    let sized = |node: &str, prompt: &str, tokens: u32| {
+        let mut item = item(node, prompt);
+        item["config"]["llm_config"]["max_tokens"] = json!(tokens);
+        item
+    };
+    bed.submit(&sized("large", "much", 10_000)).await;
+    parked_is(&bed, 1).await;
+    bed.submit_all((0..SMALL).map(|at| sized(&format!("small-{at}"), "little", 480))).await;
+    let events = bed.ended(SMALL + 2).await;
+    all_fine(&events);
+    let place = events.iter().position(|event| event["node_id"] == "large").expect("it ended");
+    assert!(place < SMALL / 2, "{place} of {SMALL} before it");
+    assert!(worker.metric("executor_llm_deferred_total", &["cause=\"limit\""]).await >= 1.0);
+}
+
+#[tokio::test]
 async fn who_can_ask_another_provider_does_not_wait_for_the_limit_of_the_first() {
     let (bed, first, second) = (Bed::new().await, Model::start(PLAIN), Model::start(PLAIN));
     let provider = |name: &str, model: &Model, members: &str| {

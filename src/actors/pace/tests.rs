@@ -134,6 +134,36 @@ async fn tokens_are_charged_for_what_is_feared_and_corrected_by_what_was_used() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn small_calls_wait_behind_a_large_one_that_came_before_them() {
+    let config = limited(|config| config.tokens_per_minute = 60_000.try_into().ok());
+    let pace = pace(&config, None, Some(Duration::from_secs(5)));
+    let call = |who: &str, tokens: u32| {
+        let mut call = with_settings(request("hello"), serde_json::json!({ "max_tokens": tokens }));
+        call.context.idempotency_key = who.to_owned();
+        call
+    };
+    let start = Instant::now();
+    pace.admit(&mut call("first", 59_000), "m").await.expect("all that was saved up");
+    let wait = refused(pace.admit(&mut call("large", 30_000), "m").await).retry_after.expect("a wait");
+    assert!(wait > Duration::from_secs(14) && wait < Duration::from_secs(15), "half of it: {wait:?}");
+    // There are enough tokens for this one, but the other one would begin later for it.
+    refused(pace.admit(&mut call("small", 100), "m").await);
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let (mut large, mut small) = (call("large", 30_000), call("small", 100));
+    let (large, small) = tokio::join!(
+        async {
+            pace.admit(&mut large, "m").await.expect("its turn");
+            start.elapsed().as_secs_f64()
+        },
+        async {
+            pace.admit(&mut small, "m").await.expect("its turn");
+            start.elapsed().as_secs_f64()
+        }
+    );
+    assert!((28.9..29.2).contains(&large) && (large..29.5).contains(&small), "{large} {small}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_provider_says_closes_or_lowers_the_limit() {
     let pace = pace(&a_minute(600), None, Some(Duration::ZERO));
     let mut call = request("x");

@@ -3,12 +3,16 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use da_node_executor::clients::redis::{Link, RateLimits};
-use da_node_executor::domain::rate::{Amendment, Charge, Demand, Limit, Rate, SPREAD, Verdict, micros};
+use da_node_executor::domain::rate::{
+    Amendment, Charge, Demand, GRACE, LINE, Limit, Rate, SHORTEST, SPREAD, Verdict, Waiting, micros,
+};
 use da_node_executor::ports::SharedLimits as _;
 use redis::FromRedisValue;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::World;
 use crate::harness::eventually;
@@ -24,8 +28,9 @@ fn rate(per_minute: u64, burst: Duration) -> Rate {
     Rate::new(NonZeroU64::new(per_minute).expect("not zero"), burst)
 }
 
-fn one(rate: &Rate) -> Demand {
-    Demand { request: rate.charge(1), tokens: Charge::default(), patience: 0, returns: true }
+/// A call that comes back after any wait.
+fn call(who: u64, request: Charge) -> Demand {
+    Demand { who, request, returns: u64::MAX, ..Demand::default() }
 }
 
 /// A script with the test's clock in the place of the server's.
@@ -40,9 +45,17 @@ async fn run<T: FromRedisValue>(world: &World, script: &str, key: &str, now: u64
 
 /// What is stored; a limit that is gone says nothing.
 async fn stored(world: &World, key: &str) -> Limit {
-    let fields: HashMap<String, u64> = world.redis(&["HGETALL", key]).await;
-    let field = |name: &str| fields.get(name).copied().unwrap_or_default();
+    let fields: HashMap<String, String> = world.redis(&["HGETALL", key]).await;
+    let field = |name: &str| fields.get(name).map_or(0, |number| number.parse().expect("a number"));
+    let waiting = |words: &str| {
+        let mut words = words.split(':');
+        let who = u64::from_str_radix(words.next().expect("a name"), 16).expect("digits");
+        let numbers: Vec<u64> = words.map(|word| word.parse().expect("a number")).collect();
+        let [until, requests, tokens] = numbers[..] else { panic!("{numbers:?}") };
+        Waiting { who, until, requests, tokens }
+    };
     Limit {
+        line: fields.get("line").map_or_else(Vec::new, |line| line.split(',').map(waiting).collect()),
         requests: field("requests"),
         tokens: field("tokens"),
         closed: field("closed"),
@@ -68,15 +81,18 @@ async fn the_scripts_reckon_as_the_domain_does() {
                 let charge =
                     |used: bool, rate: &Rate, amount| if used { rate.charge(amount) } else { Charge::default() };
                 let demand = Demand {
+                    who: random.u64(0..4) << 61 | random.u64(0..3),
                     request: charge(random.u8(0..8) > 0, &requests, 1),
                     tokens: charge(random.u8(0..8) > 0, &tokens, random.u64(1..20_000)),
                     patience: [0, 500_000, 5_000_000, 100_000_000][random.usize(0..4)],
-                    returns: random.bool(),
+                    returns: [0, 9_000_000, 1 << 50][random.usize(0..3)],
                 };
                 let expected = model.reserve(now, &demand);
-                let Demand { request, tokens, patience, returns } = demand;
-                let numbers = [patience, request.cost, request.burst, tokens.cost, tokens.burst, returns.into()];
-                let words: Vec<String> = numbers.into_iter().chain([micros(SPREAD)]).map(|n| n.to_string()).collect();
+                let Demand { who, request, tokens, patience, returns } = demand;
+                let numbers = [patience, request.cost, request.burst, tokens.cost, tokens.burst];
+                let more = [returns, micros(SPREAD), LINE as u64, micros(GRACE), micros(SHORTEST)];
+                let words: Vec<String> = numbers.iter().map(u64::to_string).collect();
+                let words = [words, vec![format!("{who:x}")], more.iter().map(u64::to_string).collect()].concat();
                 let answer: Vec<u64> = run(&world, RESERVE, &key, now, &words).await;
                 match (expected, answer.as_slice()) {
                     (Verdict::Go { wait, era }, [1, told, told_era]) => {
@@ -112,14 +128,14 @@ async fn the_scripts_reckon_as_the_domain_does() {
 }
 
 #[tokio::test]
-async fn fifty_callers_at_once_get_exactly_what_there_is_and_each_other_a_moment_of_its_own() {
+async fn fifty_callers_at_once_get_exactly_what_there_is_and_the_others_stand_in_line() {
     let world = World::new().await;
     // One more comes together in ten seconds only.
     let rate = rate(6, Duration::from_secs(200));
-    let demand = one(&rate);
+    let demands: Vec<Demand> = (0..50).map(|who| call(who, rate.charge(1))).collect();
     // Five processes, ten callers in each.
     let processes: Vec<RateLimits> = (0..5).map(|_| limits(&world)).collect();
-    let calls = (0..50).map(|at| processes[at % 5].reserve("p", "m", &demand));
+    let calls = demands.iter().enumerate().map(|(at, demand)| processes[at % 5].reserve("p", "m", demand));
     let answers = futures_util::future::join_all(calls).await;
     let mut waits: Vec<u64> = Vec::new();
     let mut begun = 0;
@@ -136,9 +152,57 @@ async fn fifty_callers_at_once_get_exactly_what_there_is_and_each_other_a_moment
     waits.sort_unstable();
     let seconds = |wait: &u64| wait.div_ceil(1_000_000);
     assert_eq!(waits.iter().take(6).map(seconds).collect::<Vec<_>>(), [10, 20, 30, 40, 50, 60]);
-    assert!(waits.iter().all(|wait| seconds(wait) <= 70), "nobody is sent away for longer: {waits:?}");
-    let other = processes[0].reserve("p", "another model", &demand).await.expect("an answer");
+    assert!(waits.iter().all(|wait| seconds(wait) <= 60), "nobody is sent away for longer: {waits:?}");
+    let other = processes[0].reserve("p", "another model", &demands[0]).await.expect("an answer");
     assert!(matches!(other, Verdict::Go { wait: 0, .. }), "each model has its own");
+}
+
+/// Asks until it may begin; gives how long that took.
+async fn begins(limits: &RateLimits, demand: &Demand) -> Duration {
+    let asked = Instant::now();
+    loop {
+        match limits.reserve("p", "m", demand).await.expect("an answer") {
+            Verdict::Go { wait, .. } => {
+                sleep(Duration::from_micros(wait)).await;
+                return asked.elapsed();
+            }
+            Verdict::Later { wait } => sleep(Duration::from_micros(wait)).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_large_call_has_its_turn_although_small_ones_take_all_there_is() {
+    let world = World::new().await;
+    // A hundred tokens a second, of which two hundred may be saved up.
+    let rate = rate(6_000, Duration::from_secs(2));
+    let patience = micros(Duration::from_secs(1));
+    let (begun, names, over) = (AtomicUsize::new(0), AtomicU64::new(10), AtomicBool::new(false));
+    // Eight callers in as many processes, whose calls of ten tokens wait in line for less than they have patience for.
+    let small = async |limits: RateLimits| {
+        while !over.load(Ordering::Relaxed) {
+            let who = names.fetch_add(1, Ordering::Relaxed);
+            let demand = Demand { tokens: rate.charge(10), patience, ..call(who, Charge::default()) };
+            begins(&limits, &demand).await;
+            begun.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let large = async {
+        let at_least = async |count: usize| {
+            eventually("small calls begin", async || (begun.load(Ordering::Relaxed) >= count).then_some(())).await;
+        };
+        // By then everything that was saved up is used.
+        at_least(30).await;
+        let demand = Demand { tokens: rate.charge(190), patience, ..call(1, Charge::default()) };
+        let limits = limits(&world);
+        let took = timeout(Duration::from_secs(20), begins(&limits, &demand)).await.expect("it has its turn");
+        at_least(begun.load(Ordering::Relaxed) + 20).await;
+        over.store(true, Ordering::Relaxed);
+        took
+    };
+    let (_, took) = tokio::join!(futures_util::future::join_all((0..8).map(|_| small(limits(&world)))), large);
+    // What it needs comes together in two seconds, after what was promised before it came.
+    assert!(took < Duration::from_secs(6), "{took:?}");
 }
 
 #[tokio::test]
@@ -167,7 +231,7 @@ async fn a_limit_that_is_full_again_leaves_nothing_behind() {
     limits.amend("p", "m", &back).await.expect("an answer");
     assert!(!world.redis::<bool>(&["EXISTS", &key]).await, "everything was given back");
     let quick = rate(6000, Duration::from_secs(1));
-    limits.reserve("p", "m", &one(&quick)).await.expect("an answer");
+    limits.reserve("p", "m", &call(1, quick.charge(1))).await.expect("an answer");
     eventually("the key expires", async || (!world.redis::<bool>(&["EXISTS", &key]).await).then_some(())).await;
 }
 

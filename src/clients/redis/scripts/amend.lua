@@ -5,7 +5,7 @@
 -- Says  1
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local had = redis.call('HMGET', KEYS[1], 'requests', 'tokens', 'closed', 'queue', 'era')
+local had = redis.call('HMGET', KEYS[1], 'requests', 'tokens', 'closed', 'queue', 'era', 'line')
 local requests, tokens = tonumber(had[1] or 0), tonumber(had[2] or 0)
 local closed, queue, era = tonumber(had[3] or 0), tonumber(had[4] or 0), tonumber(had[5] or 0)
 local used, shut = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -23,6 +23,7 @@ if tokens_full > 0 and now + tokens_full > tokens then
   tokens, era = now + tokens_full, math.max(now, era + 1)
 end
 local life = math.max(requests, tokens, closed, queue) - now
+for kept in string.gmatch(had[6] or '', ':(%d+):%d+:%d+') do life = math.max(life, tonumber(kept) - now) end
 if life <= 0 then
   redis.call('DEL', KEYS[1])
 else
