@@ -112,6 +112,10 @@ pub struct LlmRequest {
     pub tools: Arc<[ToolSpec]>,
     /// Whether the model may use them; false for a last turn that has to end.
     pub tools_allowed: bool,
+    /// Tools that the conversation shows in use and that are not offered, because it was begun by a node with tools.
+    pub earlier_tools: Arc<[ToolSpec]>,
+    /// A short name of what stands before the conversation, the system prompt and the tools; empty where nobody asks.
+    pub frame: Arc<str>,
     /// The JSON Schema that the answer must satisfy.
     pub output_schema: Option<Arc<Value>>,
     /// Where the pieces of the answer are told while it is written; nothing where nobody watches.
@@ -122,6 +126,17 @@ pub struct LlmRequest {
     pub rate_word: Option<Arc<OnceLock<RateWord>>>,
     /// Who calls and until when.
     pub context: CallContext,
+}
+
+impl LlmRequest {
+    /// Who writes the answer, and behind what: it is kept with the turn, because what a vendor signed in it holds only
+    /// for the same model behind the same system prompt and tools.
+    pub fn author(&self) -> String {
+        match &*self.frame {
+            "" => self.settings.author(),
+            frame => format!("{}#{frame}", self.settings.author()),
+        }
+    }
 }
 
 /// Where the progress of a call goes: the last of it, for who looks in time. It never waits and holds no more than one.

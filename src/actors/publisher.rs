@@ -254,14 +254,22 @@ impl PublisherDeps {
         self.metrics.ended(mode, "lost");
     }
 
-    /// Takes an output out of the report that is too large for state and event, and leaves a reference.
+    /// Takes out of the report what is too large for state and event, an output or the conversation of a node that
+    /// failed, and leaves a reference.
     fn blob(&self, delivery: &Delivery, report: &mut Report) -> Option<Box<RawValue>> {
-        let Outcome::Completed { output, .. } = &mut report.outcome else { return None };
-        if output.get().len() <= self.inline_output {
-            return None;
+        match &mut report.outcome {
+            Outcome::Completed { output, .. } if output.get().len() > self.inline_output => {
+                let reference = BlobRef::new(self.blobs.key(delivery), output).to_raw();
+                Some(std::mem::replace(output, reference))
+            }
+            Outcome::Failed { partial: Some(partial), .. } => {
+                let conversation = report.conversation.take()?;
+                let reference = BlobRef::new(self.blobs.key(delivery), &conversation);
+                partial.conversation = Some(reference.to_value());
+                Some(conversation)
+            }
+            _ => None,
         }
-        let reference = BlobRef::new(self.blobs.key(delivery), output).to_raw();
-        Some(std::mem::replace(output, reference))
     }
 
     async fn park(&self, delivery: &Delivery, custody: &Custody, parking: &Parking, mode: &'static str) {

@@ -38,9 +38,13 @@ impl BlobRef {
     }
 
     /// The reference as it stands in place of the output.
+    pub fn to_value(&self) -> Value {
+        serde_json::json!({ MEMBER: self })
+    }
+
+    /// The same as text.
     pub fn to_raw(&self) -> Box<RawValue> {
-        let value = serde_json::json!({ MEMBER: self });
-        serde_json::value::to_raw_value(&value).expect("a reference has string keys")
+        serde_json::value::to_raw_value(&self.to_value()).expect("a reference has string keys")
     }
 
     /// Reads a reference; none if the value is an ordinary one.

@@ -1,6 +1,7 @@
 //! A conversation with a model, neutral of the provider. What a model wrote is kept byte for byte, because
 //! providers sign parts of it and cache its prefix; the parsed view stands beside it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -105,10 +106,24 @@ pub struct AssistantTurn {
     pub text: String,
     /// The tools asked for, in order.
     pub tool_uses: Vec<ToolUse>,
-    /// Who wrote it: [`crate::domain::node::LlmConfig::author`] of the call. Only they understand what is signed or
-    /// encrypted in it. None in records of earlier versions, where everything of a node had one author.
+    /// Who wrote it: `provider/model`, and `#` with a name of what stood before the conversation. Only they understand
+    /// what is signed or encrypted in it. None in records of earlier versions, where everything of a node had one author.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
+}
+
+impl AssistantTurn {
+    /// Whether it has thinking that is bound to everything that stood before it.
+    pub fn is_signed(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Block<'a> {
+            #[serde(borrow, rename = "type", default)]
+            kind: Cow<'a, str>,
+        }
+        // Only the Messages API keeps its turns as a list, and only there are signatures bound.
+        serde_json::from_str::<Vec<Block<'_>>>(self.raw.get())
+            .is_ok_and(|blocks| blocks.iter().any(|block| matches!(&*block.kind, "thinking" | "redacted_thinking")))
+    }
 }
 
 /// What a tool answered, for the model.

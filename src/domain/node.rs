@@ -120,7 +120,7 @@ pub struct LlmConfig {
 }
 
 impl LlmConfig {
-    /// Who is asked with these settings: the provider, and the model where one is chosen. It is kept with the turns.
+    /// Who is asked with these settings: the provider, and the model where one is chosen.
     pub fn author(&self) -> String {
         let provider = self.provider.first().map_or("", String::as_str);
         format!("{provider}/{}", self.model.as_deref().unwrap_or_default())

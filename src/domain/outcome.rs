@@ -141,6 +141,9 @@ pub struct Partial {
     pub text: String,
     /// Finished turns of the model.
     pub iterations: u32,
+    /// A reference to the whole conversation, where it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<Value>,
 }
 
 /// What one execution used, whatever its outcome.
@@ -245,6 +248,8 @@ pub struct Report {
     pub decisions: Vec<Value>,
     /// The conversation that a completed node leaves to later ones.
     pub session: Option<Session>,
+    /// The conversation in which a node failed, in the form of a session, JSON.
+    pub conversation: Option<Box<RawValue>>,
 }
 
 impl Report {
@@ -258,6 +263,7 @@ impl Report {
             resumed: None,
             decisions: Vec::new(),
             session: None,
+            conversation: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::domain::ids::{NodeId, RunId};
 use crate::domain::message::{Conversation, Turn};
@@ -41,10 +41,15 @@ struct Read {
 impl Session {
     /// A conversation as this run of a node leaves it.
     pub fn new(name: &str, node_id: &NodeId, run_id: &RunId, turns: &Conversation) -> Self {
+        let json = Box::<str>::from(Self::write(node_id, run_id, turns)).into_string();
+        Self { name: name.to_owned(), json }
+    }
+
+    /// What is kept of a conversation as this run of a node leaves it, under whatever name.
+    pub fn write(node_id: &NodeId, run_id: &RunId, turns: &Conversation) -> Box<RawValue> {
         let turns = turns.iter().map(AsRef::as_ref).collect();
         let written = Written { v: VERSION, node_id, run_id, turns };
-        let json = serde_json::to_string(&written).expect("turns have string keys and finite numbers");
-        Self { name: name.to_owned(), json }
+        to_raw_value(&written).expect("turns have string keys and finite numbers")
     }
 
     /// The turns of a session that was kept.
@@ -79,8 +84,6 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::value::to_raw_value;
-
     use super::*;
     use crate::domain::message::AssistantTurn;
 

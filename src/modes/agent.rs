@@ -103,7 +103,7 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask)
     }
     let toolbox = Toolbox::new(tools);
     let output_schema = rules.schema.as_ref().map(|schema| Arc::clone(&schema.source));
-    let mut brief = Brief { settings, system, tools: Arc::from([]), output_schema };
+    let mut brief = Brief::new(settings, system, output_schema);
     let mut dialogue = Dialogue::new(execution.before.clone(), task, attachments.blocks()?, rules);
     let mut next = dialogue.begin();
     loop {
@@ -117,12 +117,14 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask)
                         heard(execution, &mut dialogue, &brief).await?
                     }
                 };
-                execution.ledger.partial.replace(Some(dialogue.partial()));
+                execution.ledger.reached(&dialogue);
                 next
             }
             Move::CallTools(uses) => {
                 let results = toolbox.call_all(execution, dialogue.iterations(), uses).await?;
-                dialogue.answered(results)
+                let next = dialogue.answered(results);
+                execution.ledger.reached(&dialogue);
+                next
             }
             Move::Finish(answer) => {
                 let output = output(execution, dialogue.iterations(), answer);

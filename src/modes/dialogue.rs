@@ -132,18 +132,9 @@ impl Dialogue {
         &self.turns
     }
 
-    /// The conversation, when it is over. Tools that were wanted last and not called have an answer too, or nobody could
-    /// go on with it.
+    /// The conversation, when it is over.
     pub fn into_turns(self) -> Conversation {
-        let mut turns = self.turns;
-        if let Some(Turn::Assistant(last)) = turns.last().map(AsRef::as_ref)
-            && !last.tool_uses.is_empty()
-        {
-            let results = last.tool_uses.iter().map(|tool_use| ToolResult::error(&tool_use.id, "Not run."));
-            let results = Turn::ToolResults(results.collect());
-            turns.push(Arc::new(results));
-        }
-        turns
+        closed(self.turns)
     }
 
     /// The provider that had the last turn, by its configured name.
@@ -163,7 +154,7 @@ impl Dialogue {
 
     /// How far the conversation has come.
     pub fn partial(&self) -> Partial {
-        Partial { text: self.last_text.clone(), iterations: self.iterations }
+        Partial { text: self.last_text.clone(), iterations: self.iterations, conversation: None }
     }
 
     /// How often the conversation was shortened.
@@ -395,6 +386,19 @@ impl Dialogue {
             ),
         )
     }
+}
+
+/// A conversation that is over. Tools that were wanted last and not called have an answer too, or nobody could go on
+/// with it.
+pub(super) fn closed(mut turns: Conversation) -> Conversation {
+    if let Some(Turn::Assistant(last)) = turns.last().map(AsRef::as_ref)
+        && !last.tool_uses.is_empty()
+    {
+        let results = last.tool_uses.iter().map(|tool_use| ToolResult::error(&tool_use.id, "Not run."));
+        let results = Turn::ToolResults(results.collect());
+        turns.push(Arc::new(results));
+    }
+    turns
 }
 
 /// What we say first. Models read a question about an image better after the image.

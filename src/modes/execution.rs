@@ -1,7 +1,7 @@
 //! What a running node has at hand: the ports behind the one layer of retries, its deadline, its journal, and the
 //! ledger of what it used. What it does with them is each mode's.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, pending};
@@ -9,6 +9,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -44,6 +45,9 @@ const DELTA_PAUSE: Duration = Duration::from_millis(200);
 /// The least time between two events of one call's progress; what comes in between is left out.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
 
+/// Hexadecimal digits that tell one system prompt and its tools from another.
+const FRAME_DIGITS: usize = 16;
+
 /// The remark on an answer to a conversation that had to be shortened.
 const LEFT_OUT: &str =
     "the conversation did not fit into the model's context window, so the oldest results of tools were shortened";
@@ -56,7 +60,7 @@ pub(super) struct Ledger {
     pub warnings: RefCell<Vec<String>>,
     pub resumed: Cell<Option<Resumed>>,
     pub waits: Waits,
-    /// The conversation as it ended.
+    /// The conversation as it ended, or as far as it has come.
     pub said: RefCell<Conversation>,
     pub session: RefCell<Option<Session>>,
     /// What others decided, in few words.
@@ -76,6 +80,12 @@ impl Ledger {
                 all.push(warning);
             }
         }
+    }
+
+    /// Notes how far a dialogue has come, for a node that fails.
+    pub fn reached(&self, dialogue: &Dialogue) {
+        self.partial.replace(Some(dialogue.partial()));
+        self.said.replace(dialogue.turns().clone());
     }
 
     /// Does a step and notes how many attempts it took. A step that has to wait for long never returns: the node is
@@ -148,7 +158,36 @@ pub(super) struct Brief {
     pub settings: Arc<LlmConfig>,
     pub system: Option<String>,
     pub tools: Arc<[ToolSpec]>,
+    /// What stands in for the definitions of tools that earlier nodes of the session used.
+    pub earlier_tools: Arc<[ToolSpec]>,
     pub output_schema: Option<Arc<Value>>,
+    frame: OnceCell<Arc<str>>,
+}
+
+impl Brief {
+    /// How a model without tools is asked.
+    pub fn new(settings: Arc<LlmConfig>, system: Option<String>, output_schema: Option<Arc<Value>>) -> Self {
+        let none: Arc<[ToolSpec]> = Arc::from([]);
+        Self { settings, system, tools: Arc::clone(&none), earlier_tools: none, output_schema, frame: OnceCell::new() }
+    }
+
+    /// A short name of all that stands before the conversation. The tools of a node are known by its first turn, and
+    /// do not change afterwards.
+    fn frame(&self) -> Arc<str> {
+        let frame = self.frame.get_or_init(|| {
+            let shown = |tool: &ToolSpec| json_of(&(&tool.name, &tool.description, &*tool.input_schema));
+            let all = |tools: &[ToolSpec]| tools.iter().map(shown).collect::<String>();
+            let extra = ["system", "tools"].map(|name| self.settings.extra.get(name));
+            let rest = json_of(&(&self.system, self.output_schema.as_deref(), self.settings.strict_tools, extra));
+            let digest = digest([all(&self.tools).as_str(), &all(&self.earlier_tools), &rest]);
+            Arc::from(&digest[..FRAME_DIGITS])
+        });
+        Arc::clone(frame)
+    }
+}
+
+fn json_of(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("texts and JSON values serialise")
 }
 
 /// One execution of a node.
@@ -209,6 +248,8 @@ impl<P: Ports> Execution<'_, P> {
             turns: dialogue.turns().clone(),
             tools: Arc::clone(&brief.tools),
             tools_allowed: dialogue.tools_allowed(),
+            earlier_tools: Arc::clone(&brief.earlier_tools),
+            frame: brief.frame(),
             output_schema: brief.output_schema.clone(),
             deltas: deltas.clone(),
             elsewhere: false,

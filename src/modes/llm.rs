@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::domain::message::Conversation;
+use crate::domain::message::{Conversation, Turn};
 use crate::domain::node::{LlmConfig, NodeConfig};
 use crate::domain::outcome::Failure;
+use crate::domain::tool::{ToolHints, ToolSpec, ToolTarget};
 use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
 use crate::modes::dialogue::{Answer, Dialogue, Move, Rules};
 use crate::modes::execution::{Brief, Execution};
@@ -115,12 +116,9 @@ pub(super) async fn complete<P: Ports>(
     before: Conversation,
     task: LlmTask,
 ) -> Result<(Answer, Conversation), Failure> {
-    let brief = Brief {
-        settings: task.settings,
-        system: task.system,
-        tools: Arc::from([]),
-        output_schema: task.schema.as_ref().map(|schema| Arc::clone(&schema.source)),
-    };
+    let output_schema = task.schema.as_ref().map(|schema| Arc::clone(&schema.source));
+    let mut brief = Brief::new(task.settings, task.system, output_schema);
+    brief.earlier_tools = used(&before);
     let rules = Rules { schema: task.schema, ..Rules::default() };
     let mut dialogue = Dialogue::new(before, task.prompt, task.attachments.blocks()?, rules);
     let mut next = dialogue.begin();
@@ -132,7 +130,7 @@ pub(super) async fn complete<P: Ports>(
                     None => execution.ask(&brief, &mut dialogue).await?,
                 };
                 let next = dialogue.heard(completion);
-                execution.ledger.partial.replace(Some(dialogue.partial()));
+                execution.ledger.reached(&dialogue);
                 next
             }
             Move::CallTools(_) => unreachable!("a dialogue without an agent's rules asks for no tools"),
@@ -146,10 +144,35 @@ pub(super) async fn complete<P: Ports>(
     }
 }
 
+/// The tools that a conversation shows in use, as far as that shows what they are. A name that no tool can have is one
+/// that a model made up.
+fn used(before: &Conversation) -> Arc<[ToolSpec]> {
+    let schema = Arc::new(json!({"type": "object"}));
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let can_be = |name: &str| (1..=64).contains(&name.len()) && name.chars().all(plain);
+    let mut tools: Vec<ToolSpec> = Vec::new();
+    let turns = before.iter().filter_map(|turn| match &**turn {
+        Turn::Assistant(turn) => Some(turn),
+        Turn::User(_) | Turn::Content(_) | Turn::ToolResults(_) => None,
+    });
+    for tool_use in turns.flat_map(|turn| &turn.tool_uses) {
+        if can_be(&tool_use.name) && tools.iter().all(|tool| tool.name != tool_use.name) {
+            tools.push(ToolSpec {
+                name: tool_use.name.clone(),
+                target: ToolTarget { server: None, name: tool_use.name.clone() },
+                description: None,
+                input_schema: Arc::clone(&schema),
+                hints: ToolHints::default(),
+            });
+        }
+    }
+    tools.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::message::{StopReason, Turn};
+    use crate::domain::message::StopReason;
     use crate::domain::outcome::Outcome;
     use crate::modes::scripted_ports::{LlmAct, Script, code, failure, output, says, turn};
 

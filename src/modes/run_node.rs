@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -28,6 +28,7 @@ use crate::modes::approval::Approvals;
 use crate::modes::attachments::Texts;
 use crate::modes::budget::Budget;
 use crate::modes::deadline::{self, Deadline};
+use crate::modes::dialogue::closed;
 use crate::modes::execution::{Execution, Ledger};
 use crate::modes::llm::{self, LlmPlan, LlmTask};
 use crate::modes::logbook::{Desk, Earlier, Logbook, Subject, digest};
@@ -72,9 +73,13 @@ pub async fn run_node<P: Ports>(
         // Whoever goes on with the node goes on with its tasks, and now nobody does.
         tasks::give_up(ports.tools(), &ledger).await;
     }
-    let outcome = match outcome {
-        Outcome::Failed { failure, .. } => Outcome::Failed { failure, partial: ledger.partial.take() },
-        other => other,
+    let (outcome, conversation) = match outcome {
+        Outcome::Failed { failure, .. } => {
+            let partial = ledger.partial.take();
+            let conversation = partial.as_ref().and_then(|_| run.conversation());
+            (Outcome::Failed { failure, partial }, conversation)
+        }
+        other => (other, None),
     };
     Report {
         outcome,
@@ -84,6 +89,7 @@ pub async fn run_node<P: Ports>(
         resumed: ledger.resumed.get(),
         decisions: ledger.decisions.take(),
         session: ledger.session.take(),
+        conversation,
     }
 }
 
@@ -303,6 +309,20 @@ impl<P: Ports> NodeRun<'_, P> {
                 "session `{name}` was not kept: it would have {bytes} bytes, and `limits.output` allows {limit}"
             )]);
         }
+    }
+
+    /// The conversation in which the node failed, for whoever wants to see it or to go on with it.
+    fn conversation(&self) -> Option<Box<RawValue>> {
+        let item = &self.delivery.item;
+        let conversation = Session::write(&item.node_id, &item.run_id, &closed(self.ledger.said.take()));
+        let (bytes, limit) = (conversation.get().len(), self.settings.output_limit);
+        if bytes > limit {
+            self.ledger.warn([format!(
+                "the conversation was not kept: it would have {bytes} bytes, and `limits.output` allows {limit}"
+            )]);
+            return None;
+        }
+        Some(conversation)
     }
 
     /// Fetches the outputs that templates name and that are stored by themselves.

@@ -2,13 +2,11 @@
 //! marker in their place. What a model wrote stays as it is, and so does what stands before thinking that is signed,
 //! because the signature holds only for the very conversation that it came from.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::domain::message::{AssistantTurn, Conversation, ToolResult, Turn, text_block};
+use crate::domain::message::{Conversation, ToolResult, Turn, text_block};
 use crate::domain::node::LlmConfig;
 use crate::modes::toolbox::shortened;
 
@@ -23,7 +21,7 @@ const PART: usize = 4;
 /// the bytes that were left out. The same conversation is always shortened alike.
 pub(super) fn shorten(turns: &mut Conversation, may_unbind: bool) -> usize {
     let enough = turns.iter().map(|turn| size(turn)).sum::<usize>() / PART;
-    let bound = turns.iter().rposition(|turn| matches!(&**turn, Turn::Assistant(turn) if is_signed(turn)));
+    let bound = turns.iter().rposition(|turn| matches!(&**turn, Turn::Assistant(turn) if turn.is_signed()));
     let first = if may_unbind { 0 } else { bound.map_or(0, |last| last + 1) };
     let mut left_out = 0;
     for turn in &mut turns[first..] {
@@ -80,23 +78,12 @@ fn json_len(value: &Value) -> usize {
     value.to_string().len()
 }
 
-/// Whether a turn has thinking that is bound to what came before it.
-fn is_signed(turn: &AssistantTurn) -> bool {
-    #[derive(Deserialize)]
-    struct Block<'a> {
-        #[serde(borrow, rename = "type", default)]
-        kind: Cow<'a, str>,
-    }
-    // Only the Messages API keeps its turns as a list, and only there are signatures bound.
-    serde_json::from_str::<Vec<Block<'_>>>(turn.raw.get())
-        .is_ok_and(|blocks| blocks.iter().any(|block| matches!(&*block.kind, "thinking" | "redacted_thinking")))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::domain::message::AssistantTurn;
 
     fn results(content: Value) -> Arc<Turn> {
         let Value::Array(content) = content else { panic!("blocks") };

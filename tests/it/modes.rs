@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use da_node_executor::domain::blob::BlobRef;
 use serde_json::{Value, json};
 
 use crate::harness::bed::{Bed, Event, Layout};
@@ -377,9 +378,21 @@ rules:
     let worker = bed.worker_with_model("w1", &model).start().ready().await;
     let event = bed.run(&item).await;
     assert_eq!(event.failure(), ("permanent", "iteration_limit"));
-    assert_eq!(event["data"]["partial"], json!({"text": "still 2", "iterations": 3}));
+    let partial = &event["data"]["partial"];
+    assert_eq!((&partial["text"], &partial["iterations"]), (&json!("still 2"), &json!(3)));
+    let kept = BlobRef::of(&partial["conversation"]).expect("a reference to the conversation");
+    let conversation: Vec<u8> = bed.ask(&["GET", &kept.key]).await;
+    assert!(kept.fits(&conversation));
+    let life: i64 = bed.ask(&["PTTL", &kept.key]).await;
+    assert!(life > 0, "it goes with the graph's state: {life}");
     assert!(event["data"]["usage"]["input_tokens"].as_u64() > Some(0), "{}", event.body);
     assert_eq!(model.calls().completions, 3);
+    // Whoever wants that gives it to a node as its session, and that goes on from there.
+    let conversation = String::from_utf8(conversation).expect("JSON is text");
+    bed.ask::<()>(&["HSET", &bed.key("state:g"), "session:resumed", &conversation]).await;
+    let more = json!({"llm_config": {"prompt": "What do you have?"}, "session": "resumed"});
+    let event = bed.run(&json!({"graph_id": "g", "node_id": "m", "config": more})).await;
+    assert_eq!(event.output()["content"], "this is what I have", "{}", event.body);
     drop(worker);
 
     let (bed, model) = (Bed::new().await, Model::start(script));

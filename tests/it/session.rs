@@ -83,3 +83,39 @@ rules:
     assert_eq!(event.failure(), ("validation", "session_unreadable"));
     assert!(event.error().contains("version is 9"), "{}", event.error());
 }
+
+#[tokio::test]
+async fn a_node_without_tools_goes_on_with_what_an_agent_thought_and_did() {
+    // The server holds the rules of the vendor: signed thinking belongs behind the system prompt and the tools that it
+    // came from, and tools in use have to be defined.
+    let script = "
+rules:
+  - match: {prompt: How much is it}
+    replies:
+      - {thinking: I have to add, tool_calls: [{name: calculate, input: {expression: 1 + 1}}]}
+      - {thinking: That was easy, text: It is 2}
+      - {thinking: How to say it, text: Two}
+      - {tool_calls: [{name: calculate, input: {expression: 2 + 2}}]}
+      - {text: It is 4}
+      - {text: Four}
+";
+    for stream in ["never", "always"] {
+        let (bed, model) = (Bed::new().await, Model::start(script));
+        bed.put_state(Layout::Hash, "g", &json!({"inputs": {}})).await;
+        let members = format!("[llm.providers.anthropic]\nstream = \"{stream}\"\n");
+        let _worker = bed.worker_with_model("w1", &model).file(&members).start().ready().await;
+        let agent = json!({"task": "How much is it?", "tools": ["calculate"], "llm_config": {}, "session": "chat"});
+        let llm = json!({"llm_config": {"prompt": "In a word?", "system": "Be brief."}, "session": "chat"});
+        for (node, config, member, said) in [
+            ("first", &agent, "result", "It is 2"),
+            ("second", &llm, "content", "Two"),
+            ("third", &agent, "result", "It is 4"),
+            ("fourth", &llm, "content", "Four"),
+        ] {
+            let event = bed.run(&talk(node, config.clone())).await;
+            assert_eq!(event["type"], "node.completed", "{node}: {}", event.body);
+            assert_eq!(event.output()[member], said, "{node}");
+        }
+        assert_eq!(model.calls().errors, 0);
+    }
+}

@@ -21,6 +21,8 @@ pub(crate) fn request(prompt: &str) -> LlmRequest {
         turns: vec![Arc::new(Turn::User(prompt.to_owned()))],
         tools: Arc::from([]),
         tools_allowed: true,
+        earlier_tools: Arc::from([]),
+        frame: Arc::from(""),
         output_schema: None,
         deltas: None,
         elsewhere: false,

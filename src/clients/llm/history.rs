@@ -34,11 +34,24 @@ pub(super) enum Way {
 pub(super) fn way(turn: &AssistantTurn, native: Form, reader: &str) -> Way {
     match form(&turn.raw) {
         None => Way::Nowhere,
-        // Another model, or another account, could not read what is signed or encrypted.
-        Some(form) if form == native && turn.author.as_deref().is_none_or(|author| author == reader) => Way::AsIs,
+        Some(form) if form == native && is_readable(turn, reader) => Way::AsIs,
         Some(_) if turn.text.is_empty() && turn.tool_uses.is_empty() => Way::Nowhere,
         Some(_) => Way::InWords,
     }
+}
+
+/// Whether the reader understands all of a turn. Another model, or another account, could not read what is signed or
+/// encrypted, and thinking that is signed holds only behind the system prompt and the tools that it came from.
+fn is_readable(turn: &AssistantTurn, reader: &str) -> bool {
+    let Some(author) = turn.author.as_deref() else { return true };
+    let ((author, then), (reader, now)) = (parts(author), parts(reader));
+    let same_frame = then.is_none() || now.is_none() || then == now;
+    author == reader && (same_frame || !turn.is_signed())
+}
+
+/// Who wrote or reads, and the name of what stands before the conversation, where it is known.
+fn parts(name: &str) -> (&str, Option<&str>) {
+    name.rsplit_once('#').map_or((name, None), |(who, frame)| (who, Some(frame)))
 }
 
 /// What the raw text of a response begins with; the form of chat completions begins with its role.
@@ -125,6 +138,28 @@ mod tests {
         assert_eq!(way(&turn, Form::Messages, "one/m"), Way::AsIs);
         turn.text.clear();
         assert_eq!(way(&turn, Form::Chat, "one/m"), Way::Nowhere, "thinking alone says nothing to another");
+    }
+
+    #[test]
+    fn signed_thinking_goes_back_only_behind_what_it_came_from() {
+        let said = |content: &str, author: &str| AssistantTurn {
+            raw: raw(content),
+            text: String::from("a"),
+            tool_uses: Vec::new(),
+            author: Some(author.to_owned()),
+        };
+        let signed = r#"[{"type":"thinking","thinking":"t","signature":"s"},{"type":"text","text":"a"}]"#;
+        let plain = r#"[{"type":"text","text":"a","citations":null}]"#;
+        for (content, author, reader, expected) in [
+            (signed, "p/m#1", "p/m#1", Way::AsIs),
+            (signed, "p/m#1", "p/m#2", Way::InWords),
+            (plain, "p/m#1", "p/m#2", Way::AsIs),
+            (plain, "p/m#1", "p/n#1", Way::InWords),
+            // Records of earlier versions do not say what stood before them.
+            (signed, "p/m", "p/m#2", Way::AsIs),
+        ] {
+            assert_eq!(way(&said(content, author), Form::Messages, reader), expected, "{content} {author} {reader}");
+        }
     }
 
     #[test]

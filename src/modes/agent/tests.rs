@@ -324,9 +324,13 @@ async fn the_iteration_limit_is_a_failure_that_keeps_what_was_reached() {
     let script = Script::new().tool("add", echo).model([act("one"), act("two")]);
     let report = script.run(with(json!({"max_iterations": 2}))).await;
     assert_eq!(code(&report), ("permanent", "iteration_limit"));
-    assert_eq!(partial(&report), Partial { text: "two".into(), iterations: 2 });
+    assert_eq!(partial(&report), Partial { text: "two".into(), iterations: 2, conversation: None });
     assert_eq!(report.spent.usage.expect("usage").input_tokens, 20);
     assert_eq!(script.calls.borrow().len(), 1, "tools whose results nobody would see are not run");
+    let kept: Value = serde_json::from_str(report.conversation.expect("it is kept").get()).expect("JSON");
+    let turns = kept["turns"].as_array().expect("turns");
+    assert_eq!((turns.len(), &turns[0]["user"]), (5, &json!("Do it")));
+    assert_eq!(turns[4]["tool_results"][0]["content"][0]["text"], "Not run.", "somebody can go on with it: {kept}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -475,7 +479,7 @@ async fn an_agent_whose_time_is_up_tells_how_far_it_came() {
     let report = script.run(with(json!({"limits": {"timeout": "5s"}}))).await;
     assert_eq!((code(&report), start.elapsed()), (("permanent", "timeout"), Duration::from_secs(5)));
     assert!(failure(&report).message.contains("5s"));
-    assert_eq!(partial(&report), Partial { text: "thinking".into(), iterations: 1 });
+    assert_eq!(partial(&report), Partial { text: "thinking".into(), iterations: 1, conversation: None });
     assert_eq!((report.spent.tool_calls, report.spent.usage.expect("usage").output_tokens), (1, 5));
 }
 

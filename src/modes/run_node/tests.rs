@@ -518,6 +518,26 @@ async fn a_node_goes_on_with_the_conversation_of_its_session_and_leaves_it_behin
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_without_tools_names_those_that_its_session_shows_in_use() {
+    let uses = [("echo", json!({})), ("made up", json!({})), ("echo", json!({}))];
+    let first = Script::new().tool("echo", echo).model([wants(&uses), says("x")]);
+    let agent = json!({"task": "Do it", "tools": ["*"], "llm_config": {}, "session": "chat"});
+    let session = first.run(agent).await.session.expect("a session");
+    let second = Script::new().model([says("y")]);
+    second.sessions.borrow_mut().insert(String::from("chat"), session.json);
+    let report = second.run(json!({"llm_config": {"prompt": "And now?"}, "session": "chat"})).await;
+    assert_eq!(output(&report)["content"], "y");
+    let requests = [first.requests.take(), second.requests.take()].concat();
+    let names =
+        |tools: &[crate::domain::tool::ToolSpec]| tools.iter().map(|tool| tool.name.clone()).collect::<Vec<_>>();
+    assert_eq!((names(&requests[2].tools), names(&requests[2].earlier_tools)), (vec![], vec![String::from("echo")]));
+    assert_eq!((names(&requests[1].tools), names(&requests[1].earlier_tools)), (vec![String::from("echo")], vec![]));
+    // What was signed by the model holds for the turns of one node, and not behind other tools.
+    assert_eq!(requests[0].frame, requests[1].frame);
+    assert_ne!(requests[1].frame, requests[2].frame);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_is_taken_over_goes_on_with_the_conversation_that_it_began_with() {
     let said = |text: &str| {
         let turns = vec![Arc::new(Turn::User(text.to_owned()))];

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::request::Tool;
 use crate::domain::message::Turn;
 use crate::ports::LlmRequest;
 
@@ -11,16 +12,17 @@ pub(super) fn settle(
     members: &mut Map<String, Value>,
     request: &LlmRequest,
     model: &str,
-    no_tools: bool,
+    tools: &[Tool<'_>],
     warnings: &mut Vec<String>,
 ) {
-    if no_tools {
+    if tools.is_empty() {
         if members.shift_remove("tool_choice").is_some() {
             warnings.push(String::from("`tool_choice` was left out: there are no tools to choose from"));
         }
         return;
     }
-    if !request.tools_allowed {
+    // Tools of the provider are the node's own wish, and no part of our loop.
+    if !request.tools_allowed && tools.iter().any(|tool| matches!(tool, Tool::Own { .. })) {
         // The tools stay listed: the history uses them, and taking them away would change the cached prefix.
         members.insert(String::from("tool_choice"), json!({"type": "none"}));
         return;
@@ -68,7 +70,8 @@ mod tests {
     fn settled(mut members: Value, request: &LlmRequest, model: &str) -> (Value, usize) {
         let mut warnings = Vec::new();
         let members = members.as_object_mut().expect("an object");
-        settle(members, request, model, request.tools.is_empty(), &mut warnings);
+        let tools: Vec<Tool<'_>> = request.tools.iter().map(|tool| Tool::own(tool, false)).collect();
+        settle(members, request, model, &tools, &mut warnings);
         (members.get("tool_choice").cloned().unwrap_or_default(), warnings.len())
     }
 

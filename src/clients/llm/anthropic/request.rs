@@ -76,7 +76,7 @@ pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderCo
     }
     extend(&mut members, &mut output_config, &settings.extra, &mut warnings);
     let model = settings.model.as_deref().unwrap_or(&config.model);
-    choice::settle(&mut members, request, model, tools.is_empty(), &mut warnings);
+    choice::settle(&mut members, request, model, &tools, &mut warnings);
     let cache = caches(request, config, &members);
     if cache {
         // Marks the end of the conversation, so that the next turn finds all of this one in the cache.
@@ -92,7 +92,7 @@ pub(in crate::clients::llm) fn prepare(request: &LlmRequest, config: &ProviderCo
         When::Always => true,
         When::Never => false,
     };
-    let author = settings.author();
+    let author = request.author();
     let body = Body {
         model,
         max_tokens,
@@ -112,6 +112,10 @@ fn tools<'a>(request: &'a LlmRequest, warnings: &mut Vec<String>) -> Vec<Tool<'a
         Some(Value::Array(more)) => tools.extend(more.iter().map(Tool::Extra)),
         Some(_) => warnings.push(String::from("`llm_config.extra.tools` was left out: it is not a list")),
         None => {}
+    }
+    if tools.is_empty() {
+        // Some servers refuse a conversation with uses of tools where no tool is defined.
+        tools.extend(request.earlier_tools.iter().map(|tool| Tool::own(tool, false)));
     }
     tools
 }
@@ -213,7 +217,7 @@ struct Body<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Tool<'a> {
+pub(super) enum Tool<'a> {
     Own {
         name: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -227,7 +231,7 @@ enum Tool<'a> {
 
 impl<'a> Tool<'a> {
     /// A tool of ours. A schema that the API cannot enforce goes out as the server wrote it, and not as strict.
-    fn own(tool: &'a ToolSpec, strict: bool) -> Self {
+    pub(super) fn own(tool: &'a ToolSpec, strict: bool) -> Self {
         let enforced = if strict { schema::subset(&tool.input_schema).ok() } else { None };
         Self::Own {
             name: &tool.name,
@@ -246,7 +250,7 @@ mod tests {
     use super::*;
     use crate::clients::llm::fixture::{assistant, request, with_settings, with_tools};
     use crate::domain::delta::Deltas;
-    use crate::domain::message::{ToolResult, Turn, text_block};
+    use crate::domain::message::{AssistantTurn, ToolResult, ToolUse, Turn, text_block};
 
     fn config() -> ProviderConfig {
         ProviderConfig { model: String::from("claude-x"), ..ProviderConfig::default() }
@@ -357,6 +361,49 @@ mod tests {
         let mut bare = request("task");
         bare.tools_allowed = false;
         assert!(json_of(&bare).get("tool_choice").is_none(), "the API refuses a choice among no tools");
+    }
+
+    #[test]
+    fn tools_of_earlier_nodes_are_defined_and_forbidden_where_the_node_has_none() {
+        let mut call = request("and now?");
+        call.earlier_tools = Arc::clone(&with_tools(request("x"), &["add"]).tools);
+        call.tools_allowed = false;
+        let body = json_of(&call);
+        assert_eq!((&body["tools"][0]["name"], &body["tool_choice"]), (&json!("add"), &json!({"type": "none"})));
+        assert!(body.get("cache_control").is_none(), "nothing is repeated");
+        // Tools of the provider are defined as well, and a node without tools of its own has them for their use.
+        let search = json!({"type": "web_search_20260209", "name": "web_search"});
+        let searching = with_settings(call.clone(), json!({"extra": {"tools": [search]}}));
+        assert_eq!((&json_of(&searching)["tools"], json_of(&searching).get("tool_choice")), (&json!([search]), None));
+        let mut own = with_tools(call, &["sub"]);
+        own.tools_allowed = true;
+        let tools = json_of(&own)["tools"].clone();
+        assert_eq!((tools.as_array().map(Vec::len), &tools[0]["name"]), (Some(1), &json!("sub")));
+    }
+
+    #[test]
+    fn thinking_of_a_node_with_other_tools_is_left_out() {
+        let mut call = request("and now?");
+        let raw = r#"[{"type":"thinking","thinking":"t","signature":"s"},{"type":"tool_use","id":"t1","name":"add","input":{}}]"#;
+        let said = |author: &str| {
+            Arc::new(Turn::Assistant(AssistantTurn {
+                raw: serde_json::from_str(raw).expect("JSON"),
+                text: String::new(),
+                tool_uses: vec![ToolUse {
+                    id: String::from("t1"),
+                    name: String::from("add"),
+                    input: Map::new(),
+                    problem: None,
+                }],
+                author: Some(author.to_owned()),
+            }))
+        };
+        call.turns.push(said("/#before"));
+        call.frame = Arc::from("before");
+        assert_eq!(json_of(&call)["messages"][1]["content"][0]["type"], "thinking");
+        call.frame = Arc::from("now");
+        let content = json!([{"type": "tool_use", "id": "t1", "name": "add", "input": {}}]);
+        assert_eq!(json_of(&call)["messages"][1]["content"], content);
     }
 
     #[test]

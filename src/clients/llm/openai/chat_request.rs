@@ -56,7 +56,7 @@ pub(super) fn prepare(request: &LlmRequest, config: &ProviderConfig, stream: boo
     Sampling::of(settings, config, model).write(&mut members, "stop", &mut warnings);
     settings::extend(&mut members, settings, OURS, &mut warnings);
     let tools = tools(request, &mut warnings);
-    if !tools.is_empty() && !request.tools_allowed {
+    if !request.tools.is_empty() && !request.tools_allowed {
         // The tools stay listed: the history uses them, and taking them away would change the cached prefix.
         members.insert(String::from("tool_choice"), json!("none"));
     }
@@ -66,7 +66,7 @@ pub(super) fn prepare(request: &LlmRequest, config: &ProviderConfig, stream: boo
         MaxTokensAs::MaxTokens => false,
         MaxTokensAs::MaxCompletionTokens => true,
     };
-    let author = settings.author();
+    let author = request.author();
     let mut messages: Vec<Message<'_>> = system.map(|text| Message::said("system", text)).into_iter().collect();
     for turn in &request.turns {
         push(&mut messages, turn, config, &author);

@@ -58,11 +58,11 @@ pub(super) fn prepare(request: &LlmRequest, config: &ProviderConfig, stream: boo
     let own = request.tools.iter().map(|tool| Tool::own(tool, settings));
     let tools: Vec<Tool<'_>> =
         own.chain(settings::extra_tools(settings, &mut warnings).iter().map(Tool::Extra)).collect();
-    if !tools.is_empty() && !request.tools_allowed {
+    if !request.tools.is_empty() && !request.tools_allowed {
         // The tools stay listed: the history uses them, and taking them away would change the cached prefix.
         members.insert(String::from("tool_choice"), json!("none"));
     }
-    let author = settings.author();
+    let author = request.author();
     let mut input = Vec::new();
     for turn in &request.turns {
         push(&mut input, turn, config, &author);
@@ -347,5 +347,10 @@ mod tests {
             (&json_of(&call)["tool_choice"], &json_of(&call)["tools"][0]["name"]),
             (&json!("none"), &json!("add"))
         );
+        // Tools of the provider are the node's own wish, and no part of our loop.
+        let search = json!({"type": "web_search"});
+        let mut searching = with_settings(request("task"), json!({"extra": {"tools": [search]}}));
+        searching.tools_allowed = false;
+        assert_eq!((&json_of(&searching)["tools"], json_of(&searching).get("tool_choice")), (&json!([search]), None));
     }
 }

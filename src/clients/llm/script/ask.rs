@@ -91,7 +91,7 @@ impl Ask {
 }
 
 /// The text of a message or of a tool result: itself, or its text blocks in lines.
-fn text_of(content: &Value) -> String {
+pub(super) fn text_of(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         Value::Array(blocks) => {

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::ApiError;
-use super::reply::{is_signature, signature};
+use super::reply::{is_signature, signature, signature_of_words};
 use crate::clients::llm::anthropic::request::{NO_SAMPLING_SINCE, SAMPLING};
 
 const MEMBERS: &[&str] = &[
@@ -59,11 +59,22 @@ fn refuse<T>(message: impl Into<String>) -> Result<T, ApiError> {
     Err(ApiError::invalid(message))
 }
 
-/// Checks a body. `pauses`: whether the script pauses turns, so that a conversation may end with the model's own.
-pub(super) fn request(body: &Value, version: &str, pauses: bool) -> Checked {
+/// What a body is held to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Api<'a> {
+    /// The version of the API.
+    pub version: &'a str,
+    /// Whether the script pauses turns, so that a conversation may end with the model's own.
+    pub pauses: bool,
+    /// Whether the body came in another format, whose servers know less rules.
+    pub translated: bool,
+}
+
+/// Checks a body.
+pub(super) fn request(body: &Value, api: Api<'_>) -> Checked {
     let Value::Object(members) = body else { return refuse("the body is not a JSON object") };
     for name in members.keys() {
-        let gone = version >= NO_SAMPLING_SINCE && SAMPLING.contains(&name.as_str());
+        let gone = api.version >= NO_SAMPLING_SINCE && SAMPLING.contains(&name.as_str());
         if gone || !MEMBERS.contains(&name.as_str()) {
             return refuse(format!("{name}: Extra inputs are not permitted"));
         }
@@ -78,7 +89,7 @@ pub(super) fn request(body: &Value, version: &str, pauses: bool) -> Checked {
     if let Some(schema) = body["output_config"]["format"].get("schema") {
         output_schema(schema, "output_config.format.schema")?;
     }
-    messages(body, pauses)
+    messages(body, api)
 }
 
 fn tools(body: &Value) -> Checked {
@@ -132,7 +143,7 @@ struct Joined<'a> {
     blocks: Vec<&'a Value>,
 }
 
-fn messages(body: &Value, pauses: bool) -> Checked {
+fn messages(body: &Value, api: Api<'_>) -> Checked {
     let Some(list) = body["messages"].as_array().filter(|list| !list.is_empty()) else {
         return refuse("messages: at least one message is required");
     };
@@ -151,7 +162,11 @@ fn messages(body: &Value, pauses: bool) -> Checked {
             _ => return refuse(format!("messages.{index}.content: must be a text or a list with at least one block")),
         };
         for block in blocks.iter().filter(|block| !block.is_string()) {
-            self::block(block, &format!("messages.{index}.content"))?;
+            let path = format!("messages.{index}.content");
+            self::block(block, &path)?;
+            if is(block, "thinking") && !api.translated {
+                bound(block, body, &path)?;
+            }
         }
         match joined.last_mut().filter(|last| last.role == role) {
             Some(last) => last.blocks.extend(blocks),
@@ -161,11 +176,11 @@ fn messages(body: &Value, pauses: bool) -> Checked {
     if joined[0].role != "user" {
         return refuse("messages: first message must use the \"user\" role");
     }
-    if joined.last().is_some_and(|last| last.role == "assistant") && !pauses {
+    if joined.last().is_some_and(|last| last.role == "assistant") && !api.pauses {
         return refuse("messages: the conversation must end with a user message, prefilling is not supported");
     }
     let uses_tools = joined.iter().any(|message| message.blocks.iter().any(|block| is(block, "tool_use")));
-    if uses_tools && body["tools"].as_array().is_none_or(Vec::is_empty) {
+    if uses_tools && !api.translated && body["tools"].as_array().is_none_or(Vec::is_empty) {
         return refuse("tools: requests which include tool_use blocks must define tools");
     }
     pairs(&joined)
@@ -184,7 +199,7 @@ fn block(block: &Value, path: &str) -> Checked {
         Some("thinking") => {
             let given = block["signature"].as_str().unwrap_or_default();
             let thinking = block["thinking"].as_str().unwrap_or_default();
-            if given.is_empty() || (is_signature(given) && given != signature(thinking)) {
+            if given.is_empty() || (is_signature(given) && !given.starts_with(&signature_of_words(thinking))) {
                 return refuse(format!("{path}: Invalid `signature` in `thinking` block"));
             }
             Ok(())
@@ -194,6 +209,17 @@ fn block(block: &Value, path: &str) -> Checked {
             content.iter().try_for_each(|inner| self::block(inner, &format!("{path}.tool_result")))
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// Thinking that was given here stands behind what it came from.
+fn bound(block: &Value, body: &Value, path: &str) -> Checked {
+    let (thinking, given) = (block["thinking"].as_str().unwrap_or_default(), block["signature"].as_str());
+    match given.filter(|given| is_signature(given)) {
+        Some(given) if given != signature(thinking, body) => refuse(format!(
+            "{path}: Invalid `signature` in `thinking` block. The block is bound to a different conversation"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 pub use file::ScriptError;
 
 use ask::Ask;
+use check::Api;
 use file::Rule;
 
 /// Conversations that are remembered; the oldest is forgotten first.
@@ -154,16 +155,20 @@ impl ScriptedModel {
 
     /// Decides the answer to a body of the Messages API that came with this `anthropic-version`.
     pub fn answer(&self, body: &Value, version: &str) -> Pending {
+        self.answer_as(body, Api { version, pauses: self.pauses, translated: false })
+    }
+
+    fn answer_as(&self, body: &Value, api: Api<'_>) -> Pending {
         self.calls().arrived();
-        if let Err(error) = check::request(body, version, self.pauses) {
+        if let Err(error) = check::request(body, api) {
             return Pending::error(error);
         }
         let ask = Ask::read(body);
-        let pending = self.decide(&ask);
+        let pending = self.decide(&ask, body);
         Pending { turn: Some((ask.key, ask.turn)), ..pending }
     }
 
-    fn decide(&self, ask: &Ask) -> Pending {
+    fn decide(&self, ask: &Ask, body: &Value) -> Pending {
         let applying = self.rules.iter().enumerate().filter(|(_, rule)| ask.matches(&rule.when));
         let found = applying.filter_map(|(index, rule)| Some((index, rule, rule.replies.at(ask.turn)?))).next();
         let mut calls = self.calls();
@@ -190,7 +195,7 @@ impl ScriptedModel {
                     rule.name
                 )))
             }
-            None => reply::message(reply, ask),
+            None => reply::message(reply, ask, body),
         };
         Pending { delay: reply.delay, pace: reply.pace, headers, turn: None, result }
     }

@@ -6,7 +6,7 @@ mod responses;
 
 use serde_json::{Map, Value, json};
 
-use super::{ApiError, Pending, ScriptedModel};
+use super::{Api, ApiError, Pending, ScriptedModel};
 
 /// Which of the two formats is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl ScriptedModel {
             Format::Responses => responses::request(body),
         };
         match translated {
-            Ok(request) => self.answer(&request, VERSION),
+            Ok(request) => self.answer_as(&request, Api { version: VERSION, pauses: self.pauses, translated: true }),
             Err(error) => self.refuse(error),
         }
     }

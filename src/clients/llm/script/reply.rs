@@ -5,7 +5,7 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::{Map, Value, json};
 
 use super::ApiError;
-use super::ask::{Ask, digest, tokens};
+use super::ask::{Ask, digest, text_of, tokens};
 use super::file::{ErrorReply, Reply};
 
 /// Steps that the templates of one text may take.
@@ -21,9 +21,16 @@ pub(super) fn environment() -> Environment<'static> {
     environment
 }
 
-/// The signature of a thinking block; the same words of another place have the same one.
-pub(super) fn signature(thinking: &str) -> String {
+/// The signature of a thinking block, as far as it depends on its words.
+pub(super) fn signature_of_words(thinking: &str) -> String {
     format!("{SIGNATURE}{}", digest(&[thinking]))
+}
+
+/// The signature of a thinking block. As with the models that preserve what they thought, it holds only behind the
+/// system prompt and the tools that it came from; marks for the cache do not count.
+pub(super) fn signature(thinking: &str, body: &Value) -> String {
+    let frame = digest(&[&text_of(&body["system"]), &body["tools"].to_string()]);
+    format!("{}-{frame}", signature_of_words(thinking))
 }
 
 /// Whether a signature was given here, and so can be checked.
@@ -31,14 +38,14 @@ pub(super) fn is_signature(text: &str) -> bool {
     text.starts_with(SIGNATURE)
 }
 
-/// The message that answers `ask`.
-pub(super) fn message(reply: &Reply, ask: &Ask) -> Result<Value, ApiError> {
+/// The message that answers `ask`, which was read from `body`.
+pub(super) fn message(reply: &Reply, ask: &Ask, body: &Value) -> Result<Value, ApiError> {
     let scope = Scope::new(ask);
     let turn = ask.turn.to_string();
     let mut content = Vec::new();
     if let Some(thinking) = &reply.thinking {
         let thinking = scope.render(thinking)?;
-        let signature = signature(&thinking);
+        let signature = signature(&thinking, body);
         content.push(json!({"type": "thinking", "thinking": thinking, "signature": signature}));
     }
     content.extend(reply.content.iter().cloned());

@@ -220,7 +220,8 @@ fn rules_of_the_api_are_held() {
         body
     };
     assert!(ask(&model, &talk(json!([use_of("a"), use_of("b")]), json!([result_of("b"), result_of("a")]))).is_ok());
-    let thinking = |text: &str| json!([{"type": "thinking", "thinking": text, "signature": reply::signature("as it was")}, use_of("a")]);
+    let signature = reply::signature("as it was", &user("x"));
+    let thinking = |text: &str| json!([{"type": "thinking", "thinking": text, "signature": signature}, use_of("a")]);
     assert!(ask(&model, &talk(thinking("as it was"), json!([result_of("a")]))).is_ok());
     for (body, words) in [
         (talk(json!([use_of("a"), use_of("b")]), json!([result_of("a")])), "without `tool_result`"),
@@ -258,6 +259,9 @@ fn rules_of_the_api_are_held() {
     let mut without_tools = talk(json!([use_of("a")]), json!([result_of("a")]));
     without_tools.as_object_mut().expect("object").remove("tools");
     assert!(ask(&model, &without_tools).expect_err("no tools").message.contains("must define tools"));
+    let mut other_system = talk(thinking("as it was"), json!([result_of("a")]));
+    other_system["system"] = json!("be brief");
+    assert!(ask(&model, &other_system).expect_err("it is bound").message.contains("a different conversation"));
     let older = model.answer(&with("temperature", json!(1)), "2023-06-01");
     assert!(model.finish(older).is_ok(), "an older version takes sampling parameters");
 }

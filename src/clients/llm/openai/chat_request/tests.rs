@@ -195,6 +195,11 @@ fn a_last_turn_without_tools_still_lists_them() {
     let mut bare = request("task");
     bare.tools_allowed = false;
     assert!(json_of(&bare).get("tool_choice").is_none(), "the API refuses a choice among no tools");
+    // Tools of the provider are the node's own wish, and no part of our loop.
+    let search = json!({"type": "web_search"});
+    let mut searching = with_settings(request("task"), json!({"extra": {"tools": [search]}}));
+    searching.tools_allowed = false;
+    assert_eq!((&json_of(&searching)["tools"], json_of(&searching).get("tool_choice")), (&json!([search]), None));
 }
 
 #[test]
