@@ -126,7 +126,7 @@ impl LlmHandle {
             Failure::configuration(
                 "unknown_provider",
                 format!(
-                    "provider {name:?} is not configured; `llm.providers` has {}{}",
+                    "provider {name:?} is not configured; `llm.providers` has {}{}; name one of them, or configure it",
                     known.join(", "),
                     hint.unwrap_or_default()
                 ),

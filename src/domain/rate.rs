@@ -16,6 +16,8 @@ pub const LINE: usize = 64;
 pub const GRACE: Duration = Duration::from_secs(10);
 /// The shortest wait after which a call in line asks again.
 pub const SHORTEST: Duration = Duration::from_millis(100);
+/// What makes a wait longer than somebody has patience for.
+pub const MOMENT: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// An allowance that fills up evenly.
@@ -204,8 +206,10 @@ impl Limit {
             (self.requests, self.tokens) = (full.requests, full.tokens);
             return Verdict::Go { wait, era: self.era };
         }
-        // A wait for tokens is mostly shorter than it seems, because what others do not use is given back.
-        let sooner = now + (wait / 2).max(micros(SHORTEST));
+        // A wait for tokens is mostly shorter than it seems, because what others do not use is given back. But a long
+        // one is not waited out on the spot half by half.
+        let least = if wait > patience { patience + micros(MOMENT) } else { 0 };
+        let sooner = now + (wait / 2).max(least).max(micros(SHORTEST));
         let again = sooner.max(without_tokens).min(earliest + micros(SPREAD));
         // Whoever comes back for it does so up to a tenth late, so that not all do at once.
         let until = again + (again - now) / 8 + micros(GRACE);

@@ -174,6 +174,7 @@ mod tests {
     use super::*;
     use crate::domain::message::StopReason;
     use crate::domain::outcome::Outcome;
+    use crate::domain::price::Cost;
     use crate::modes::scripted_ports::{LlmAct, Script, code, failure, output, says, turn};
 
     async fn run(config: Value, acts: impl IntoIterator<Item = LlmAct>) -> (crate::domain::outcome::Report, Script) {
@@ -251,6 +252,33 @@ mod tests {
         let Outcome::Failed { partial: Some(partial), .. } = &report.outcome else { panic!("no partial") };
         assert_eq!((partial.text.as_str(), partial.iterations), ("c", 3));
         assert_eq!(report.spent.usage.expect("usage").output_tokens, 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_correction_is_a_call_that_has_to_fit_into_the_budget_and_a_crash_gives_nothing_back() {
+        let wrong = || {
+            let LlmAct::Says(mut completion) = says("one") else { unreachable!("it says") };
+            completion.usage.cost = Some(Cost::usd(0.5));
+            LlmAct::Says(completion)
+        };
+        for (limits, expected, calls) in [
+            (json!({"max_tokens": 15}), "token_limit", 1),
+            (json!({"max_cost_usd": 0.5}), "cost_limit", 1),
+            // The call that goes beyond a limit is the last one.
+            (json!({"max_tokens": 16, "max_cost_usd": 1.1}), "token_limit", 2),
+        ] {
+            let script = Script::new().model([wrong(), wrong(), wrong()]);
+            for _ in 0..2 {
+                let config = json!({"llm_config": {"prompt": "p", "output_schema": schema()}, "limits": limits});
+                let report = script.run(config).await;
+                assert_eq!((code(&report).1, script.requests.borrow().len()), (expected, calls), "{limits}");
+                assert_eq!(report.spent.usage.expect("usage").output_tokens, 5 * calls as u64);
+            }
+        }
+        // Reading the arguments of a tool is one of the node's calls as well.
+        let script = Script::new().tool("add", |_| unreachable!("it is never called")).model([wrong(), wrong()]);
+        let extract = json!({"tool_name": "add", "extract_params": {"from": "x"}, "limits": {"max_tokens": 15}});
+        assert_eq!(code(&script.run(extract).await).1, "token_limit");
     }
 
     #[tokio::test(start_paused = true)]

@@ -59,6 +59,7 @@ fn status(status: u16, retry_after: Option<Duration>) -> Result<Completion, LlmE
         retry_after,
         should_retry: None,
         request_id: None,
+        endpoint: None,
     })))
 }
 

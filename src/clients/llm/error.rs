@@ -30,7 +30,10 @@ pub enum LlmError {
         provider: String,
     },
     /// No connection came about, so nothing was sent.
-    #[error("cannot connect to {host} of the model provider `{provider}`: {}", root(.source))]
+    #[error(
+        "cannot connect to {host} of the model provider `{provider}`: {}; check `base_url`, and that the server runs",
+        root(.source)
+    )]
     Connect {
         /// The provider by its configured name.
         provider: String,

@@ -11,6 +11,9 @@ pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 /// Characters of a provider's error message that are kept.
 const MAX_MESSAGE_CHARS: usize = 500;
 
+/// Characters of the shortest key that is cut out of the middle of a word too.
+const SHORTEST_KEY: usize = 8;
+
 /// What a provider's error body says.
 #[derive(Debug, Default)]
 pub(super) struct ErrorText {
@@ -32,7 +35,7 @@ pub(super) fn status_error(
 ) -> StatusError {
     let mut message = text.message.unwrap_or_else(|| String::from("(no message)"));
     if let Some(key) = key.filter(|key| !key.is_empty()) {
-        message = message.replace(key, "[key]");
+        message = without(&message, key);
     }
     StatusError {
         provider: provider.to_owned(),
@@ -42,7 +45,22 @@ pub(super) fn status_error(
         retry_after: retry_after(headers, SystemTime::now()),
         should_retry: header(headers, "x-should-retry").and_then(|value| value.parse().ok()),
         request_id: request_id(headers).or(text.request_id),
+        endpoint: None,
     }
+}
+
+/// A message without the key. Servers that want none are given any, which may be a part of many a word.
+fn without(message: &str, key: &str) -> String {
+    let in_word = |c: Option<char>| key.len() < SHORTEST_KEY && c.is_some_and(char::is_alphanumeric);
+    let mut rest = message;
+    let mut clean = String::new();
+    while let Some((before, after)) = rest.split_once(key) {
+        let last = before.chars().next_back().or_else(|| clean.chars().next_back());
+        clean.push_str(before);
+        clean.push_str(if in_word(last) || in_word(after.chars().next()) { key } else { "[key]" });
+        rest = after;
+    }
+    clean + rest
 }
 
 /// The provider's id of the request.
@@ -121,6 +139,10 @@ mod tests {
         assert_eq!(error.kind.as_deref(), Some("rate_limit_error"));
         assert_eq!((error.should_retry, error.retry_after), (Some(true), Some(Duration::from_secs(2))));
         assert_eq!(error.request_id.as_deref(), Some("req_body"));
+        let short = status_error("p", 401, &headers(&[]), text("k: invalid x-api-key `k`"), Some("k"));
+        assert_eq!(short.message, "[key]: invalid x-api-key `[key]`");
+        let long = status_error("p", 401, &headers(&[]), text("key%20sk-123456"), Some("sk-123456"));
+        assert_eq!(long.message, "key%20[key]");
         let page = status_error("p", 502, &headers(&[("request-id", "req_h")]), ErrorText::default(), None);
         assert_eq!((page.kind, page.request_id.as_deref()), (None, Some("req_h")));
         let long = status_error("p", 400, &headers(&[]), text(&"x".repeat(5_000)), None);

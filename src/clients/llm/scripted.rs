@@ -93,6 +93,7 @@ impl ScriptedClient {
             message: error.message,
             retry_after: error.retry_after,
             should_retry: None,
+            endpoint: None,
             request_id: None,
         }))
     }

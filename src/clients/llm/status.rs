@@ -24,7 +24,13 @@ const REFUSAL_KINDS: &[&str] = &["content_filter", "content_policy_violation"];
 
 /// An error that the provider sent.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("the model provider `{provider}` answered {}: {message}{}{}", self.answer(), self.class().advice(), named(.request_id))]
+#[error(
+    "the model provider `{provider}` answered {}: {message}{}{}{}",
+    self.answer(),
+    self.class().advice(),
+    self.asked(),
+    named(.request_id)
+)]
 pub struct StatusError {
     /// The provider by its configured name.
     pub provider: String,
@@ -40,6 +46,8 @@ pub struct StatusError {
     pub should_retry: Option<bool>,
     /// The provider's id of the request.
     pub request_id: Option<String>,
+    /// Where it was asked.
+    pub endpoint: Option<String>,
 }
 
 impl StatusError {
@@ -82,6 +90,13 @@ impl StatusError {
             (Some(true), _) | (None, true) => Retry::After(self.retry_after),
             (Some(false), _) | (None, false) => Retry::Never,
         }
+    }
+
+    /// Where it was asked, in an error that may come of a wrong address.
+    fn asked(&self) -> String {
+        let wrong = matches!(self.class(), ErrorClass::NotFound | ErrorClass::Unexpected);
+        let endpoint = self.endpoint.as_ref().filter(|_| wrong);
+        endpoint.map(|endpoint| format!(" (asked at {endpoint})")).unwrap_or_default()
     }
 
     fn answer(&self) -> String {
@@ -220,7 +235,7 @@ impl ErrorClass {
 
     fn advice(self) -> &'static str {
         match self {
-            Self::Authentication => "; check the API key (LLM_API_KEY) and `auth`",
+            Self::Authentication => "; check the API key (LLM_API_KEY, or `api_key` of the provider)",
             Self::Billing => "; check the account's credit and limits",
             Self::Permission => "; the key may not use this model or feature",
             Self::NotFound => "; check the model's name and `base_url`",
@@ -252,6 +267,7 @@ mod tests {
             retry_after: None,
             should_retry: None,
             request_id: Some(String::from("req_1")),
+            endpoint: Some(String::from("http://h/v1/messages")),
         }
     }
 
@@ -282,6 +298,8 @@ mod tests {
             let failure = failure(status(number, None));
             assert_eq!((failure.code.as_ref(), failure.category), (code, category), "{number}");
             assert!(failure.message.contains("req_1"), "{}", failure.message);
+            let address = failure.message.contains("http://h/v1/messages");
+            assert_eq!(address, matches!(number, 404 | 301), "{}", failure.message);
         }
     }
 

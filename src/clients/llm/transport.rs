@@ -64,6 +64,11 @@ impl Transport {
         }
     }
 
+    /// Where it leads.
+    pub fn endpoint(&self) -> String {
+        self.endpoint.to_string()
+    }
+
     /// Sends a body and waits for the head of the answer.
     pub async fn post(&self, request: &LlmRequest, body: Vec<u8>) -> Result<Answer<'_>, LlmError> {
         let started = Instant::now();

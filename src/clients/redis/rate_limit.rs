@@ -14,7 +14,7 @@ use crate::clients::redis::link::Link;
 use crate::clients::redis::reply;
 use crate::clients::redis::script::Script;
 use crate::domain::outcome::Failure;
-use crate::domain::rate::{Amendment, Demand, GRACE, LINE, SHORTEST, SPREAD, Verdict, micros};
+use crate::domain::rate::{Amendment, Demand, GRACE, LINE, MOMENT, SHORTEST, SPREAD, Verdict, micros};
 use crate::ports::SharedLimits;
 
 static RESERVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/reserve.lua")));
@@ -43,7 +43,7 @@ impl RateLimits {
         let mut call = RESERVE.call(1, key.len() + 160);
         call.arg(key).arg((*patience).min(LONGEST)).arg(request.cost).arg(request.burst);
         call.arg(tokens.cost).arg(tokens.burst).arg(format!("{who:x}")).arg((*returns).min(LONGEST));
-        call.arg(micros(SPREAD)).arg(LINE).arg(micros(GRACE)).arg(micros(SHORTEST));
+        call.arg(micros(SPREAD)).arg(LINE).arg(micros(GRACE)).arg(micros(SHORTEST)).arg(micros(MOMENT));
         let answer = reply::list(self.link.eval(&RESERVE, &call).await?, what)?;
         let numbers: Option<Vec<u64>> = answer.iter().map(reply::number).collect();
         match numbers.as_deref() {

@@ -122,6 +122,27 @@ fn who_does_not_come_back_holds_up_nobody_for_long() {
 }
 
 #[test]
+fn a_wait_that_is_too_long_to_be_waited_out_on_the_spot_is_not_cut_into_pieces_that_are_not() {
+    let rate = rate(600, Duration::from_secs(60));
+    let call =
+        |who, amount, patience| Demand { who, ..demand(Charge::default(), rate.charge(amount), patience * SECOND) };
+    let now = 1_000 * SECOND;
+    let told = |waits: u64, patience| {
+        let mut limit = Limit::default();
+        limit.amend(now, &Amendment { tokens_full: rate.missing(0), ..Amendment::default() });
+        limit.reserve(now, &call(1, waits * 10, patience))
+    };
+    assert_eq!(told(9, 5), Verdict::Later { wait: 5 * SECOND + micros(MOMENT) });
+    assert_eq!(told(20, 5), Verdict::Later { wait: 10 * SECOND });
+    assert!(matches!(told(5, 5), Verdict::Go { .. }));
+    // Behind others a short one is asked about again on the spot.
+    let mut limit = Limit::default();
+    limit.amend(now, &Amendment { tokens_full: rate.missing(0), ..Amendment::default() });
+    limit.reserve(now, &call(1, 10, 0));
+    assert_eq!(limit.reserve(now, &call(2, 10, 5)), Verdict::Later { wait: SECOND });
+}
+
+#[test]
 fn what_others_did_not_use_is_found_by_who_waits_for_it() {
     let rate = rate(600, Duration::from_secs(60));
     let mut limit = Limit::default();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use da_node_executor::clients::redis::{Link, RateLimits};
 use da_node_executor::domain::rate::{
-    Amendment, Charge, Demand, GRACE, LINE, Limit, Rate, SHORTEST, SPREAD, Verdict, Waiting, micros,
+    Amendment, Charge, Demand, GRACE, LINE, Limit, MOMENT, Rate, SHORTEST, SPREAD, Verdict, Waiting, micros,
 };
 use da_node_executor::ports::SharedLimits as _;
 use redis::FromRedisValue;
@@ -90,7 +90,7 @@ async fn the_scripts_reckon_as_the_domain_does() {
                 let expected = model.reserve(now, &demand);
                 let Demand { who, request, tokens, patience, returns } = demand;
                 let numbers = [patience, request.cost, request.burst, tokens.cost, tokens.burst];
-                let more = [returns, micros(SPREAD), LINE as u64, micros(GRACE), micros(SHORTEST)];
+                let more = [returns, micros(SPREAD), LINE as u64, micros(GRACE), micros(SHORTEST), micros(MOMENT)];
                 let words: Vec<String> = numbers.iter().map(u64::to_string).collect();
                 let words = [words, vec![format!("{who:x}")], more.iter().map(u64::to_string).collect()].concat();
                 let answer: Vec<u64> = run(&world, RESERVE, &key, now, &words).await;

@@ -13,9 +13,9 @@ use futures_util::FutureExt;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::clients::llm::LlmError;
 use crate::clients::llm::anthropic::stream::{Assembly, Step};
 use crate::clients::llm::transport::{Events, Transport, endpoint};
+use crate::clients::llm::{LlmError, StatusError};
 use crate::config::{AuthHeader, ProviderConfig};
 use crate::domain::delta::Deltas;
 use crate::domain::message::Completion;
@@ -125,7 +125,8 @@ impl AnthropicClient {
     }
 
     fn refused(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> LlmError {
-        LlmError::Status(Box::new(response::error(&self.name, status, headers, body, key(&self.config))))
+        let error = response::error(&self.name, status, headers, body, key(&self.config));
+        LlmError::Status(Box::new(StatusError { endpoint: Some(self.transport.endpoint()), ..error }))
     }
 }
 

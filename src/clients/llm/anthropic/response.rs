@@ -93,7 +93,8 @@ fn stop_reason(reason: String, details: StopDetails) -> StopReason {
         "tool_use" => StopReason::ToolUse,
         "max_tokens" => StopReason::MaxTokens,
         "stop_sequence" => StopReason::StopSequence,
-        "pause_turn" => StopReason::PauseTurn,
+        // After a summary of its own the provider waits to be asked to go on, as after a pause.
+        "pause_turn" | "compaction" => StopReason::PauseTurn,
         "refusal" => StopReason::Refusal { category: details.category, explanation: details.explanation },
         "model_context_window_exceeded" => StopReason::ContextExceeded,
         _ => StopReason::Other(reason),
@@ -208,6 +209,7 @@ mod tests {
             ("max_tokens", StopReason::MaxTokens),
             ("stop_sequence", StopReason::StopSequence),
             ("pause_turn", StopReason::PauseTurn),
+            ("compaction", StopReason::PauseTurn),
             ("model_context_window_exceeded", StopReason::ContextExceeded),
             ("coffee_break", StopReason::Other(String::from("coffee_break"))),
         ] {

@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use super::error::LlmError;
 use super::headers::status_error;
+use super::status::StatusError;
 use super::transport::{Answer, Transport, endpoint};
 use calls::Ids;
 use chat_stream::{More, Step};
@@ -113,7 +114,7 @@ impl OpenAiClient {
         if !answer.ok() {
             // The status says enough even where its body does not arrive whole.
             let told = error::read(&answer.body().await.unwrap_or_default());
-            return Err(self.refused(status, &headers, told));
+            return Err(self.refused(way, status, &headers, told));
         }
         let body = if answer.streams() {
             let assembled = if responses {
@@ -132,13 +133,13 @@ impl OpenAiClient {
                 Ok(None) => {
                     return Err(LlmError::Truncated { provider: self.name.clone(), request_id });
                 }
-                Err(told) => return Err(self.refused(status, &headers, told)),
+                Err(told) => return Err(self.refused(way, status, &headers, told)),
             }
         } else {
             answer.body().await?
         };
         if let Some(told) = error::inside(&body) {
-            return Err(self.refused(status, &headers, told));
+            return Err(self.refused(way, status, &headers, told));
         }
         let mut ids = Ids::of(request);
         let read = if responses {
@@ -150,7 +151,7 @@ impl OpenAiClient {
             Ok(Read::Completion(completion)) => {
                 Ok(Completion { request_id, warnings: prepared.warnings, ..*completion })
             }
-            Ok(Read::Error(told)) => Err(self.refused(status, &headers, told)),
+            Ok(Read::Error(told)) => Err(self.refused(way, status, &headers, told)),
             Err(problem) => Err(LlmError::Malformed { provider: self.name.clone(), problem, request_id }),
         }
     }
@@ -168,11 +169,12 @@ impl OpenAiClient {
         }
     }
 
-    fn refused(&self, status: u16, headers: &HeaderMap, told: Told) -> LlmError {
+    fn refused(&self, way: &Transport, status: u16, headers: &HeaderMap, told: Told) -> LlmError {
         let key = self.config.api_key.as_ref().map(SecretString::expose_secret).map(str::trim);
         // Inside of a success the error's own status is the one that counts.
         let status = if (200..300).contains(&status) { told.status.unwrap_or(status) } else { status };
-        LlmError::Status(Box::new(status_error(&self.name, status, headers, told.text, key)))
+        let error = status_error(&self.name, status, headers, told.text, key);
+        LlmError::Status(Box::new(StatusError { endpoint: Some(way.endpoint()), ..error }))
     }
 }
 

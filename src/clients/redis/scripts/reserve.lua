@@ -5,7 +5,8 @@
 --       their turn (line), in the order in which they came: who:kept until:requests:tokens,…
 -- ARGV  1 longest wait on the spot, 2 cost of the request, 3 requests that may be saved up, 4 cost of the tokens,
 --       5 tokens that may be saved up, 6 which call it is, 7 the longest wait it comes back from, 8 how far calls are
---       spread, 9 places in line, 10 how long one is kept beyond its moment, 11 the shortest wait in line
+--       spread, 9 places in line, 10 how long one is kept beyond its moment, 11 the shortest wait in line, 12 what makes a
+--       wait longer than the longest on the spot
 -- Says  {1, wait, era}: it is charged and begins then | {0, wait}: it is not charged and asks again then
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -15,7 +16,7 @@ local closed, queue, era = tonumber(had[3] or 0), tonumber(had[4] or 0), tonumbe
 local patience, me, returns, spread = tonumber(ARGV[1]), ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local request_cost, request_burst = tonumber(ARGV[2]), tonumber(ARGV[3])
 local tokens_cost, tokens_burst = tonumber(ARGV[4]), tonumber(ARGV[5])
-local places, grace, shortest = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local places, grace, shortest, moment = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local function whole(number) return string.format('%.0f', number) end
 -- More than can be saved up is taken from a full allowance, which is then in debt.
 local function from(full, cost, burst)
@@ -62,7 +63,8 @@ if wait == 0 or (ahead == 0 and wait <= patience) then
   end
   answer = {1, wait, era}
 else
-  local sooner = now + math.max(math.floor(wait / 2), shortest)
+  local least = wait > patience and patience + moment or 0
+  local sooner = now + math.max(math.floor(wait / 2), least, shortest)
   local again = math.min(math.max(sooner, without_tokens), earliest + spread)
   -- Whoever comes back for it does so up to a tenth late, so that not all do at once.
   local kept = whole(again + math.floor((again - now) / 8) + grace)
