@@ -241,6 +241,7 @@ mod tests {
         let health = running();
         health.holding_result(true);
         health.holding_result(true);
+        assert!(health.stops_fetching());
         assert_eq!(health.not_ready(), ["redis does not take results"]);
         assert_eq!([health.tell_hold(), health.tell_hold()], [true, false]);
         health.holding_result(false);
@@ -254,9 +255,9 @@ mod tests {
     fn a_refused_run_stops_the_fetching_until_one_may_begin() {
         let health = running();
         health.refused(true);
-        assert!(health.holds_results());
+        assert!(health.holds_results() && health.stops_fetching());
         health.refused(false);
-        assert!(!health.holds_results());
+        assert!(!health.holds_results() && !health.stops_fetching());
     }
 
     #[test]

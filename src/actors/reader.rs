@@ -191,6 +191,10 @@ async fn turn(
         return Ok(asked);
     }
     let Some(mut permits) = deps.permits().await else { return Ok(asked) };
+    if deps.health.stops_fetching() {
+        // It began while every slot was taken.
+        return Ok(asked);
+    }
     if std::mem::replace(&mut rounds.suspect, deps.in_flight.holds_suspect()) && !rounds.suspect {
         // It was innocent, or it is a dead letter now: the next suspect may come.
         *rounds = Rounds::default();

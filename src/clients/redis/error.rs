@@ -302,8 +302,11 @@ mod tests {
 
     #[test]
     fn a_reply_is_classified_by_its_code() {
-        for code in ["LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "OOM", "READONLY", "MISCONF"] {
+        let pass = ["LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "OOM", "READONLY", "MISCONF"];
+        for code in pass.into_iter().chain(["NOREPLICAS", "NOGOODSLAVE", "NOGROUP", "NOSCRIPT"]) {
             assert_eq!(reply(code).retry(), Retry::After(None), "{code}");
+            // A node that meets it in the middle waits and does not end by it.
+            assert_eq!(Failure::from(reply(code)).category, Category::Retriable, "{code}");
         }
         assert!(matches!(reply("NOGROUP"), RedisError::NoGroup));
         assert!(matches!(reply("NOREPLICAS"), RedisError::NoReplicas));

@@ -18,6 +18,8 @@ use super::{eventually, unique};
 
 /// The group that workers read in.
 pub const GROUP: &str = "executor-workers";
+/// Nodes that a worker runs at once, unless a test wants it otherwise.
+pub const POOL: usize = 16;
 
 /// How a state is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +158,7 @@ impl Bed {
             .set("lease.duration", "2s")
             .set("lease.renew", "250ms")
             .set("lease.sweep", "200ms")
-            .set("pool.size", "16")
+            .set("pool.size", POOL.to_string())
             .set("retry.initial", "10ms")
             .set("retry.max", "100ms")
             .set("http.port", "0")

@@ -52,6 +52,13 @@ impl Gate {
         json!({"tool_name": "http_request", "tool_params": {"url": format!("http://{}/{door}", self.host())}})
     }
 
+    /// The same by a call that may not be made twice.
+    pub fn call(&self, door: &str) -> Value {
+        let mut node = self.node(door);
+        node["tool_params"]["method"] = json!("POST");
+        node
+    }
+
     /// How often somebody came to a door.
     pub fn arrivals(&self, door: &str) -> usize {
         self.doors.borrow().arrivals.get(door).copied().unwrap_or(0)
