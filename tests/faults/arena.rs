@@ -4,17 +4,19 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tokio::sync::{Mutex, mpsc};
+use da_node_executor::domain::blob::BlobRef;
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
+use super::charges::{Books, Charges, Over, Pending, held};
 use super::effects::World;
 use super::evidence::Evidence;
-use super::fleet::{Fleet, POOL};
+use super::fleet::Fleet;
 use super::harness::redis::RedisServer;
 use super::items::{Entry, Stop, Work};
+use super::leftovers::Expected;
 use super::network::Network;
 use super::redis_access::{Eyes, GROUP, STREAM};
+use super::takeovers::Takeovers;
 
 /// Entries that may wait in the stream before the feeder pauses.
 const BACKLOG: usize = 400;
@@ -40,6 +42,8 @@ pub struct Arena {
     orders: Vec<(Instant, Stop)>,
     /// The last question that was answered.
     answered: String,
+    /// Who had what when the server went away.
+    before: Option<Pending>,
 }
 
 /// What is noted while a run goes on.
@@ -52,37 +56,14 @@ pub struct Watch {
     pub wire_faults: usize,
     /// Second workers of one name.
     pub twins: usize,
-    pub in_flight_at_faults: usize,
-    pub in_flight_at_pauses: usize,
+    pub charges: Charges,
+    pub takeovers: Takeovers,
     pub decisions: usize,
-    pub longest_takeover: Duration,
-    pub stalled: Option<String>,
     pub accidents: Vec<String>,
     /// Of the worker in the slot that is watched, and of the one before it that lived longest there.
     memory: Vec<u64>,
     memory_before: Vec<u64>,
-    /// Names of killed workers that still have entries, and since when.
-    dead: HashMap<String, Instant>,
     last_sample: Option<Instant>,
-    /// Workers that a fault has met and that may still be given work by a read which was under way.
-    struck: Vec<Struck>,
-}
-
-/// A worker that a fault has met, and how many entries at once it was seen to have since.
-#[derive(Debug)]
-struct Struck {
-    id: String,
-    over: Over,
-    counted: usize,
-}
-
-/// When a fault is over for the worker that it met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Over {
-    /// When [`Arena::recovered`] says so.
-    Recovered,
-    /// When this process has ended, which was told to.
-    Ended(u32),
 }
 
 impl Watch {
@@ -99,7 +80,8 @@ impl Arena {
         let redis = RedisServer::start_with(redis_options);
         let wire = Network::to(redis.port()).await;
         let (world, poisoned) = World::start();
-        let ports: Vec<u16> = (0..workers).map(|slot| if slot % 2 == 1 { wire.port() } else { redis.port() }).collect();
+        let ports: Vec<u16> =
+            (0..workers).map(|slot| if behind_the_wire(slot) { wire.port() } else { redis.port() }).collect();
         let mut eyes = Eyes::at(&redis.url());
         // Present before the first worker, so that looking at the group never fails for its absence.
         eyes.ask::<()>(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
@@ -114,6 +96,7 @@ impl Arena {
             watch: Watch::default(),
             orders: Vec::new(),
             answered: String::from("0-0"),
+            before: None,
         }
     }
 
@@ -123,8 +106,8 @@ impl Arena {
             self.eyes.ask::<()>(&["HSET", &format!("dago:state:{graph}"), "status", "running"]).await;
         }
         for graph in &work.documents {
-            let document = serde_json::json!({"graph_id": graph, "graph": {"nodes": {}}, "status": "running",
-                "inputs": {}, "node_states": {}, "others": "keep this"});
+            let mut document = Work::document(graph);
+            document["node_states"] = serde_json::json!({});
             self.eyes.ask::<()>(&["SET", &format!("dago:state:{graph}"), &document.to_string(), "EX", "86400"]).await;
         }
     }
@@ -158,8 +141,8 @@ impl Arena {
     /// Replaces the worker in a slot, which has ended. Its entries count as in flight.
     pub async fn bury(&mut self, slot: usize) {
         let id = String::from(self.fleet.id(slot));
-        self.watch.in_flight_at_faults += self.held_by(&id).await.unwrap_or(POOL);
-        self.watch.dead.insert(id, Instant::now());
+        self.struck(&id, Over::Taken).await;
+        self.watch.takeovers.died(&id, Instant::now());
         self.watch.kills += 1;
         self.fleet.replace(slot);
         if slot == WATCHED {
@@ -177,49 +160,53 @@ impl Arena {
         }
     }
 
-    /// A fault has met a worker that is not dead: what it holds from now on, until it is over, is what can be executed
-    /// again for it. It was told to read no more, or cannot, but a read that waits in Redis may still bring it some.
+    /// A fault has met a worker.
     pub async fn struck(&mut self, id: &str, over: Over) {
-        self.watch.struck.push(Struck { id: String::from(id), over, counted: 0 });
+        self.watch.charges.struck(id, over);
         self.count_struck().await;
     }
 
-    /// What had met a worker is over.
+    /// A worker that stood still goes on.
     pub async fn recovered(&mut self, id: &str) {
         self.count_struck().await;
-        self.watch.struck.retain(|struck| struck.over != Over::Recovered || struck.id != id);
+        self.watch.charges.over(Over::Recovered, |met| met == id);
+    }
+
+    /// The wire is as it is now: whoever is behind it may lose a lease as long as it is slow or frozen.
+    pub async fn look_at_the_wire(&mut self) {
+        if self.wire.troubled() {
+            for slot in (0..self.fleet.len()).filter(|slot| behind_the_wire(*slot)) {
+                let id = self.fleet.id(slot);
+                if !self.watch.charges.is_struck(id, Over::Healed) {
+                    self.watch.charges.struck(id, Over::Healed);
+                }
+            }
+            self.count_struck().await;
+        } else {
+            self.watch.charges.over(Over::Healed, |_| true);
+        }
     }
 
     async fn count_struck(&mut self) {
-        if self.watch.struck.is_empty() {
+        if self.watch.charges.is_empty() {
             return;
         }
-        let pending = match self.redis.try_lock() {
-            Ok(_present) => self.eyes.pending().await,
-            Err(_) => None,
+        let books = match self.redis.try_lock() {
+            Ok(_present) => self.eyes.pending().await.map(Books::Now),
+            Err(_) => self.before.clone().map(Books::Then),
         };
-        let Watch { struck, in_flight_at_faults, in_flight_at_pauses, .. } = &mut self.watch;
-        for Struck { id, over, counted } in struck.iter_mut() {
-            // A server that is away tells nobody; the bound of one worker has to do then.
-            let more = pending.as_ref().map_or(POOL, |pending| held(pending, id)).saturating_sub(*counted);
-            *counted += more;
-            *in_flight_at_faults += more;
-            if *over == Over::Recovered {
-                *in_flight_at_pauses += more;
-            }
+        if let Some(books) = books {
+            let fleet = &self.fleet;
+            self.watch.charges.count(&books, |process| fleet.is_leaving(process), |id| fleet.lives(id));
         }
-        let fleet = &self.fleet;
-        struck.retain(|struck| match struck.over {
-            Over::Recovered => true,
-            Over::Ended(process) => fleet.is_leaving(process),
-        });
     }
 
-    async fn held_by(&mut self, id: &str) -> Option<usize> {
-        // A server that is paused answers nobody; the bound of one worker is good enough then.
-        let Ok(_present) = self.redis.try_lock() else { return None };
-        let pending = self.eyes.pending().await?;
-        Some(held(&pending, id))
+    /// The server, for whoever takes it away. As long as it is away nothing changes hands: what its books said last
+    /// stays true.
+    pub async fn take_redis(&mut self) -> OwnedMutexGuard<RedisServer> {
+        let redis = Arc::clone(&self.redis).lock_owned().await;
+        self.before = self.eyes.pending().await;
+        redis
     }
 
     /// Looks around: accidents, takeovers, memory.
@@ -228,25 +215,27 @@ impl Arena {
         let accidents = self.fleet.accidents();
         self.watch.accidents.extend(accidents);
         self.give_orders().await;
+        self.look_at_the_wire().await;
         self.count_struck().await;
         self.agree().await;
-        if let Ok(_present) = self.redis.try_lock()
-            && !self.watch.dead.is_empty()
-            && let Some(pending) = self.eyes.pending().await
-        {
-            let Watch { longest_takeover, stalled, dead, .. } = &mut self.watch;
-            dead.retain(|id, since| {
-                let has = held(&pending, id) > 0;
-                if !has && since.elapsed() > *longest_takeover {
-                    *longest_takeover = since.elapsed();
-                    *stalled = Some(id.clone());
-                }
-                has
-            });
-        }
+        self.look_for_takeovers().await;
         if self.watch.last_sample.is_none_or(|last| last.elapsed() >= Duration::from_millis(500)) {
             self.watch.last_sample = Some(Instant::now());
             self.watch.memory.extend(self.fleet.memory(WATCHED));
+        }
+    }
+
+    async fn look_for_takeovers(&mut self) {
+        let pending = match self.redis.try_lock() {
+            Ok(_present) => self.eyes.pending().await,
+            Err(_) => None,
+        };
+        let (takeovers, fleet) = (&mut self.watch.takeovers, &self.fleet);
+        match pending {
+            None => takeovers.away(),
+            Some(pending) => {
+                takeovers.answered(Instant::now(), |id| held(&pending, id) > 0, |id| fleet.lives(id));
+            }
         }
     }
 
@@ -300,8 +289,11 @@ impl Arena {
             .iter()
             .map(|identity| (identity.graph.as_str(), !work.hashes.contains(&identity.graph)))
             .collect();
-        let leftovers = self.eyes.leftovers(&graphs, &work.cancelled).await;
-        let states = self.eyes.states(graphs.into_keys()).await;
+        let endings = self.eyes.endings().await;
+        let outputs = endings.iter().filter_map(|ending| Some(BlobRef::of(&ending.result)?.key)).collect();
+        let expected = Expected { graphs: &graphs, cancelled: &work.cancelled, outputs: &outputs };
+        let leftovers = self.eyes.leftovers(&expected).await;
+        let (states, members) = self.eyes.states(graphs.into_keys()).await;
         let mut begun: HashMap<String, HashSet<String>> = HashMap::new();
         for (run, by) in self.eyes.begun().await {
             begun.entry(run).or_default().insert(by);
@@ -309,47 +301,25 @@ impl Arena {
         Evidence {
             identities: work.identities.clone(),
             undecodable: work.undecodable.clone(),
-            endings: self.eyes.endings().await,
+            endings,
             states,
+            members,
+            written_by_others: work.written_by_others(),
             letters: self.eyes.letters().await,
             leftovers,
             effects: self.world.effects(),
             told: self.world.told(),
             completions_repeated: self.world.completions_repeated(),
             begun: begun.into_iter().map(|(run, by)| (run, by.len())).collect(),
-            in_flight_at_faults: self.watch.in_flight_at_faults,
-            in_flight_at_pauses: self.watch.in_flight_at_pauses,
+            in_flight_at_faults: self.watch.charges.at_faults,
+            in_flight_at_pauses: self.watch.charges.at_pauses,
+            slowest_takeover: self.watch.takeovers.longest_served,
             memory: self.watch.longest_life().to_vec(),
         }
     }
-
-    /// The server's process.
-    pub async fn redis_pid(&mut self) -> Pid {
-        let info: String = self.eyes.ask(&["INFO", "server"]).await;
-        let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")?.trim().parse().ok());
-        Pid::from_raw(pid.expect("the server tells its process"))
-    }
 }
 
-/// Stops Redis in the middle of whatever it does; goes on when it is dropped.
-pub struct Paused(Pid);
-
-impl Paused {
-    /// Stops it.
-    pub fn new(pid: Pid) -> Self {
-        kill(pid, Signal::SIGSTOP).expect("the process is ours");
-        Self(pid)
-    }
-}
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        let _ = kill(self.0, Signal::SIGCONT);
-    }
-}
-
-/// What all consumers of a worker have pending; one process is one consumer, twins are two.
-fn held(pending: &HashMap<String, usize>, id: &str) -> usize {
-    let own = |consumer: &str| consumer.strip_prefix(id).is_some_and(|rest| rest.starts_with(':'));
-    pending.iter().filter(|(consumer, _)| own(consumer)).map(|(_, count)| count).sum()
+/// Whether the worker in a slot reaches Redis through the wire that can fail; the others have a way of their own.
+fn behind_the_wire(slot: usize) -> bool {
+    slot % 2 == 1
 }

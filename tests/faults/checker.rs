@@ -2,8 +2,9 @@
 //! Redis, the tool server and the model, and knows nothing of how they came about.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
-use super::evidence::{Effect, End, Ending, Evidence, Identity, Intended, Leftovers, NodeState, Stored, Told};
+use super::evidence::{Effect, End, Ending, Evidence, Identity, Intended, Leftovers, Member, NodeState, Stored, Told};
 
 /// Figures of a run; the first six have to be nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Rules {
     pub completions_may_repeat: bool,
     /// Whether the run is long enough for a worker's memory to be judged, so that not to judge it is a fault.
     pub memory_must_be_judged: bool,
+    /// The longest that the work of a dead worker may wait for another one while Redis is there.
+    pub takeover: Duration,
 }
 
 /// What the tools note where a call came without a key.
@@ -67,12 +70,14 @@ pub fn judge(evidence: &Evidence, rules: Rules) -> Verdict {
     court.ends();
     court.sequences();
     court.states();
+    court.members();
     court.letters();
     court.leftovers();
     court.effects();
     court.keys();
     court.unknown();
     court.executions(rules);
+    court.takeovers(rules);
     court.memory(rules);
     let untold: Vec<String> = court
         .told
@@ -205,6 +210,19 @@ impl Court<'_> {
                     self.verdict.figures.stale_states += 1;
                     self.tell("lost state", || format!("{graph}/{node} has no state, but {} ended it", ending.run));
                 }
+            }
+        }
+    }
+
+    /// What others wrote into a state stays as it was.
+    fn members(&mut self) {
+        let members = self.evidence.members.iter();
+        let members: HashMap<_, _> = members.map(|member| ((&member.graph, &member.name), &member.value)).collect();
+        for Member { graph, name, value } in &self.evidence.written_by_others {
+            let found = members.get(&(graph, name)).copied();
+            if found != Some(value) {
+                self.verdict.figures.stale_states += 1;
+                self.tell("lost field", || format!("{graph} had {name} {value}, and now {found:?}"));
             }
         }
     }
@@ -375,6 +393,14 @@ impl Court<'_> {
         let most = if rules.completions_may_repeat { held as u64 } else { 0 };
         if twice > most {
             self.tell("paid twice", || format!("{twice} completions, but faults can have met only {most}"));
+        }
+    }
+
+    /// What a dead worker had is soon in other hands.
+    fn takeovers(&mut self, rules: Rules) {
+        let slowest = self.evidence.slowest_takeover;
+        if slowest > rules.takeover {
+            self.tell("slow takeover", || format!("{slowest:?}, and {:?} are enough", rules.takeover));
         }
     }
 

@@ -2,6 +2,7 @@
 //! counted. How it is read is elsewhere, and so is what follows from it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -84,6 +85,14 @@ pub struct NodeState {
     pub result: Value,
 }
 
+/// Something in the state of a graph that is not a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    pub graph: String,
+    pub name: String,
+    pub value: Value,
+}
+
 /// A dead letter.
 #[derive(Debug, Clone)]
 pub struct Letter {
@@ -133,6 +142,9 @@ pub struct Evidence {
     pub undecodable: Vec<String>,
     pub endings: Vec<Ending>,
     pub states: Vec<NodeState>,
+    /// What else stands in the states, and what others wrote there, which has to stay.
+    pub members: Vec<Member>,
+    pub written_by_others: Vec<Member>,
     pub letters: Vec<Letter>,
     pub leftovers: Leftovers,
     pub effects: HashMap<String, Effect>,
@@ -145,6 +157,8 @@ pub struct Evidence {
     pub in_flight_at_faults: usize,
     /// The same of workers that were stopped in their middle and went on with what was no longer theirs.
     pub in_flight_at_pauses: usize,
+    /// The longest time for which the work of a dead worker waited for another one while Redis was there.
+    pub slowest_takeover: Duration,
     /// Resident bytes of the worker that lived longest, in the order of time.
     pub memory: Vec<u64>,
 }

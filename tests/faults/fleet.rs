@@ -16,9 +16,13 @@ use super::effects::World;
 use super::redis_access::{GROUP, PREFIX, STREAM};
 
 /// Nodes that one worker runs at once.
-pub const POOL: usize = 8;
+const POOL: usize = 8;
 /// Lease of an entry, in milliseconds.
 pub const LEASE_MS: u64 = 1500;
+/// How often a worker looks for leases that have run out, in milliseconds.
+pub const SWEEP_MS: u64 = 250;
+/// How long a worker waits for a connection, in milliseconds.
+pub const CONNECT_MS: u64 = 1000;
 /// How long a worker may finish its nodes after SIGTERM; a slow call takes longer.
 const GRACE: &str = "300ms";
 /// Deaths after which an item is poison. Far above what chance does to an innocent one.
@@ -33,6 +37,8 @@ pub struct Fleet {
     program: PathBuf,
     dir: TempDir,
     slots: Vec<Slot>,
+    /// Second workers of the names of others.
+    twins: Vec<Process>,
     /// Told to stop, and doing so.
     leaving: Vec<Process>,
     started: usize,
@@ -45,9 +51,9 @@ struct Slot {
 }
 
 /// One process.
-pub struct Process {
+struct Process {
     /// Its `WORKER_ID`, which no other process had, unless it is a twin.
-    pub id: String,
+    id: String,
     child: Child,
     since: Instant,
     frozen: bool,
@@ -83,7 +89,7 @@ impl Fleet {
             .into_iter()
             .filter_map(|name| Some((String::from(name), std::env::var(name).ok()?)))
             .collect();
-        let lease = format!("{LEASE_MS}ms");
+        let [lease, sweep, connect] = [LEASE_MS, SWEEP_MS, CONNECT_MS].map(|limit| format!("{limit}ms"));
         let host = world.host();
         for (key, value) in [
             ("work.streams", STREAM),
@@ -93,8 +99,8 @@ impl Fleet {
             ("state.prefix", PREFIX),
             ("lease.duration", lease.as_str()),
             ("lease.renew", "250ms"),
-            ("lease.sweep", "250ms"),
-            ("redis.connect_timeout", "1s"),
+            ("lease.sweep", sweep.as_str()),
+            ("redis.connect_timeout", connect.as_str()),
             ("redis.command_timeout", "1s"),
             ("pool.size", &POOL.to_string()),
             ("events.maxlen", "10000000"),
@@ -118,7 +124,8 @@ impl Fleet {
         let program = dir.path().join("executor-worker");
         let built = env!("CARGO_BIN_EXE_executor-worker");
         std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("a program");
-        let mut fleet = Self { env, program, dir, slots: Vec::new(), leaving: Vec::new(), started: 0 };
+        let mut fleet =
+            Self { env, program, dir, slots: Vec::new(), twins: Vec::new(), leaving: Vec::new(), started: 0 };
         for (slot, port) in ports.iter().enumerate() {
             let mcp = world.mcp(slot);
             let process = fleet.launch(slot, *port, &mcp, None);
@@ -207,19 +214,31 @@ impl Fleet {
         gone
     }
 
-    /// Starts a second worker with the name of the one in a slot. It leaves when it is told to with [`Self::retire_twin`].
-    pub fn twin(&mut self, slot: usize) -> Process {
+    /// Starts a second worker with the name of the one in a slot; gives its process. It leaves when it is told to with
+    /// [`Self::retire_twin`].
+    pub fn twin(&mut self, slot: usize) -> u32 {
         let (port, mcp, id) =
             (self.slots[slot].port, self.slots[slot].mcp.clone(), self.slots[slot].process.id.clone());
-        self.launch(slot, port, &mcp, Some(id))
+        let twin = self.launch(slot, port, &mcp, Some(id));
+        let process = twin.child.id();
+        self.twins.push(twin);
+        process
     }
 
-    /// Asks a twin to stop; gives its name and process.
-    pub fn retire_twin(&mut self, twin: Process) -> (String, u32) {
+    /// Asks a twin to stop, if it is still there; gives its name.
+    pub fn retire_twin(&mut self, process: u32) -> Option<String> {
+        let at = self.twins.iter().position(|twin| twin.child.id() == process)?;
+        let twin = self.twins.swap_remove(at);
         twin.signal(Signal::SIGTERM);
-        let gone = (twin.id.clone(), twin.child.id());
+        let id = twin.id.clone();
         self.leaving.push(twin);
-        gone
+        Some(id)
+    }
+
+    /// Whether some process of this name is alive.
+    pub fn lives(&self, id: &str) -> bool {
+        let slots = self.slots.iter().map(|slot| &slot.process);
+        slots.chain(&self.twins).chain(&self.leaving).any(|process| process.id == id)
     }
 
     /// Stops the process in a slot in the middle of whatever it does.
@@ -244,6 +263,13 @@ impl Fleet {
                 self.replace(slot);
             }
         }
+        self.twins.retain_mut(|process| match process.ended() {
+            None => true,
+            Some(status) => {
+                found.push(format!("second worker {} ended by itself: {status}", process.id));
+                false
+            }
+        });
         self.leaving.retain_mut(|process| match process.ended() {
             None => true,
             Some(status) => {

@@ -2,13 +2,13 @@
 //! one item, nodes that wait for a moment or for a person, that are cancelled, or whose output is large, poison, and
 //! entries that nobody can read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::evidence::{End, Identity, Intended};
+use super::evidence::{End, Identity, Intended, Member};
 
 /// Nodes of one graph.
 const NODES: u64 = 12;
@@ -127,6 +127,39 @@ impl Work {
         work
     }
 
+    /// The same without the items that kill their worker.
+    pub fn without_poison(mut self) -> Self {
+        let poison = End::Failed { category: "poison", letter: true };
+        self.identities.retain(|identity| identity.end != poison);
+        self.entries.retain(|entry| memchr::memmem::find(&entry.data, b"effects/poison").is_none());
+        self
+    }
+
+    /// What stands in the document of a graph's state beside its nodes.
+    pub fn document(graph: &str) -> Value {
+        json!({"graph_id": graph, "graph": {"nodes": {}}, "status": "running", "inputs": {}, "others": "keep this"})
+    }
+
+    /// What others than workers wrote into the states.
+    pub fn written_by_others(&self) -> Vec<Member> {
+        let stopped: HashSet<&str> = self
+            .entries
+            .iter()
+            .filter_map(|entry| entry.stop.as_ref())
+            .filter_map(|stop| (stop.how == How::Status).then_some(stop.graph.as_str()))
+            .collect();
+        let status = |graph: &String| {
+            let status = if stopped.contains(graph.as_str()) { "cancelled" } else { "running" };
+            Member { graph: graph.clone(), name: String::from("status"), value: Value::from(status) }
+        };
+        let members = |graph: &String| {
+            let Value::Object(members) = Self::document(graph) else { unreachable!("it is an object") };
+            let member = |(name, value)| Member { graph: graph.clone(), name, value };
+            members.into_iter().map(member).collect::<Vec<_>>()
+        };
+        self.hashes.iter().map(status).chain(self.documents.iter().flat_map(members)).collect()
+    }
+
     /// Makes the graph one that is cancelled.
     fn stop(&mut self, rng: &mut Rng, graph: &str, node: &str) -> Stop {
         self.cancelled.insert(String::from(graph));
@@ -232,8 +265,6 @@ pub fn item(kind: Kind, graph: String, node: String, run: String, host: &str) ->
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]

@@ -4,6 +4,7 @@
 //! `make test` runs the short form, `make soak` the long one; `FAULT_SEED` repeats a run.
 
 mod arena;
+mod charges;
 mod checker;
 mod effects;
 mod evidence;
@@ -12,10 +13,13 @@ mod fleet;
 #[path = "../it/harness/mod.rs"]
 mod harness;
 mod items;
+mod leftovers;
 mod model;
 mod network;
+mod outage;
 mod redis_access;
 mod report;
 mod scenarios;
 mod steps;
 mod storm;
+mod takeovers;

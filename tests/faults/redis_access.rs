@@ -1,6 +1,6 @@
 //! The suite's own eyes in Redis: a direct connection that is made anew whenever the server was away.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use da_node_executor::domain::blob::BlobRef;
@@ -8,7 +8,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, Pipeline, RedisResult};
 use serde_json::Value;
 
-use super::evidence::{Ending, Leftovers, Letter, NodeState, Stored};
+use super::charges::Pending;
+use super::evidence::{Ending, Letter, Member, NodeState, Stored};
 use super::items::{Entry, How, Stop};
 
 /// The group that workers read in.
@@ -26,6 +27,9 @@ const ORDER_MS: &str = "86400000";
 
 /// Entries of a stream: id and fields.
 type Page = Vec<(String, HashMap<String, Vec<u8>>)>;
+
+/// Fields of a state by their names.
+type Fields = Vec<(String, Value)>;
 
 /// A connection that comes back.
 pub struct Eyes {
@@ -85,7 +89,7 @@ impl Eyes {
     }
 
     /// How many entries each consumer has pending; nothing if the server is away.
-    pub async fn pending(&mut self) -> Option<HashMap<String, usize>> {
+    pub async fn pending(&mut self) -> Option<Pending> {
         let mut command = redis::cmd("XPENDING");
         command.arg(STREAM).arg(GROUP);
         type Summary = (usize, Option<String>, Option<String>, Option<Vec<(String, usize)>>);
@@ -139,6 +143,18 @@ impl Eyes {
             *from = id;
         }
         entries
+    }
+
+    /// For how many milliseconds each of these keys lives on: -1 for good, -2 if it is not there.
+    pub async fn lives(&mut self, keys: &[String]) -> Vec<i64> {
+        let mut lives = Pipeline::new();
+        for key in keys {
+            lives.cmd("PTTL").arg(key);
+        }
+        let mut connection = self.connect().await.expect("the server is there");
+        let answer = lives.query_async(&mut connection).await.expect("the server answers");
+        self.connection = Some(connection);
+        answer
     }
 
     /// The entries of a stream, each as its fields.
@@ -224,26 +240,33 @@ impl Eyes {
         letters.iter().map(letter).collect()
     }
 
-    /// The states of all nodes of these graphs, whatever their layout.
-    pub async fn states(&mut self, graphs: impl IntoIterator<Item = &str>) -> Vec<NodeState> {
-        let mut states = Vec::new();
+    /// The states of these graphs, whatever their layout: their nodes, and what else stands in them.
+    pub async fn states(&mut self, graphs: impl IntoIterator<Item = &str>) -> (Vec<NodeState>, Vec<Member>) {
+        let (mut states, mut others) = (Vec::new(), Vec::new());
         for graph in graphs {
             let key = format!("{PREFIX}state:{graph}");
-            let nodes: Vec<(String, Value)> = match self.ask::<String>(&["TYPE", &key]).await.as_str() {
+            let (nodes, members): (Fields, Fields) = match self.ask::<String>(&["TYPE", &key]).await.as_str() {
                 "hash" => {
                     let fields: HashMap<String, String> = self.ask(&["HGETALL", &key]).await;
+                    let (nodes, members): (Vec<_>, Vec<_>) =
+                        fields.into_iter().partition(|(field, _)| field.starts_with("node:"));
                     let node = |(field, state): (String, String)| {
                         Some((String::from(field.strip_prefix("node:")?), serde_json::from_str(&state).ok()?))
                     };
-                    fields.into_iter().filter_map(node).collect()
+                    let nodes = nodes.into_iter().filter_map(node).collect();
+                    (nodes, members.into_iter().map(|(field, text)| (field, Value::from(text))).collect())
                 }
                 "string" => {
                     let document: String = self.ask(&["GET", &key]).await;
                     let document: Value = serde_json::from_str(&document).expect("a state is JSON");
-                    let nodes = document["node_states"].as_object().cloned().unwrap_or_default();
-                    nodes.into_iter().collect()
+                    let Value::Object(mut members) = document else { panic!("a state is an object: {document}") };
+                    let nodes = match members.remove("node_states") {
+                        Some(Value::Object(nodes)) => nodes.into_iter().collect(),
+                        _ => Vec::new(),
+                    };
+                    (nodes, members.into_iter().collect())
                 }
-                _ => Vec::new(),
+                _ => (Vec::new(), Vec::new()),
             };
             for (node, state) in nodes {
                 let result = if state["status"] == "completed" { "output" } else { "error" };
@@ -254,57 +277,8 @@ impl Eyes {
                     result: state[result].clone(),
                 });
             }
+            others.extend(members.into_iter().map(|(name, value)| Member { graph: String::from(graph), name, value }));
         }
-        states
-    }
-
-    /// What is left of work, of which there must be none: in the stream and in keys that belong to work in progress.
-    /// `graphs` are those of the work, with whether their state has to expire, and `cancelled` those that were stopped.
-    pub async fn leftovers(&mut self, graphs: &HashMap<&str, bool>, cancelled: &BTreeSet<String>) -> Leftovers {
-        let (waiting, _) = self.progress().await.expect("the server is there");
-        let pending = self.pending().await.unwrap_or_default().values().sum();
-        let mut others = Vec::new();
-        for pattern in ["journal:*", "parked:*", "parked-bodies:*", "crashes:*"] {
-            others.extend(self.keys(pattern).await);
-        }
-        let staged = self.keys("staged:*").await;
-        for key in staged.iter().chain(&self.keys("cancel:*").await) {
-            if self.ask::<i64>(&["PTTL", key]).await < 0 {
-                others.push(format!("{key} never expires"));
-            }
-            let order = key.strip_prefix(&format!("{PREFIX}cancel:"));
-            if order.is_some_and(|graph| graphs.contains_key(graph) && !cancelled.contains(graph)) {
-                others.push(format!("{key} stops what nobody wanted to stop"));
-            }
-        }
-        for (graph, expires) in graphs {
-            let (state, done) = (format!("{PREFIX}state:{graph}"), format!("{PREFIX}done:{graph}"));
-            for (run, record) in self.ask::<HashMap<String, String>>(&["HGETALL", &done]).await {
-                if !record.starts_with("d\n") && run != "seq" {
-                    others.push(format!("{done} has {run:?}: {record:?}"));
-                }
-            }
-            // A state lives on while one of its nodes waits, and no longer.
-            for key in [expires.then_some(&state), Some(&done)].into_iter().flatten() {
-                if self.ask::<i64>(&["PTTL", key]).await == -1 {
-                    others.push(format!("{key} does not expire any more"));
-                }
-            }
-        }
-        Leftovers { waiting, pending, others, staged: staged.len() }
-    }
-
-    async fn keys(&mut self, pattern: &str) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut cursor = String::from("0");
-        loop {
-            let (next, keys): (String, Vec<String>) =
-                self.ask(&["SCAN", &cursor, "MATCH", &format!("{PREFIX}{pattern}"), "COUNT", "5000"]).await;
-            found.extend(keys);
-            cursor = next;
-            if cursor == "0" {
-                return found;
-            }
-        }
+        (states, others)
     }
 }

@@ -31,7 +31,7 @@ pub fn table(storm: Storm, arena: &Arena, evidence: &Evidence, verdict: &Verdict
         ("**idempotency keys not of one effect**", figures.unstable_keys.to_string()),
         (
             "re-executions",
-            format!("{} (items that faults can have met: {})", figures.re_executions, watch.in_flight_at_faults),
+            format!("{} (items that faults can have met: {})", figures.re_executions, watch.charges.at_faults),
         ),
         ("calls repeated under their own key (idempotent tools)", figures.calls_again.to_string()),
         ("calls that a stopped worker made late (idempotent tools)", figures.finished_again.to_string()),
@@ -51,7 +51,14 @@ pub fn table(storm: Storm, arena: &Arena, evidence: &Evidence, verdict: &Verdict
                 evidence.letters.len()
             ),
         ),
-        ("longest takeover", format!("{:.1} s", watch.longest_takeover.as_secs_f64())),
+        (
+            "longest takeover",
+            format!(
+                "{:.1} s (without the time in which Redis was away: {:.1} s)",
+                watch.takeovers.longest.as_secs_f64(),
+                watch.takeovers.longest_served.as_secs_f64()
+            ),
+        ),
         (
             "memory of one worker, early and late",
             format!(

@@ -16,7 +16,7 @@ use super::items::{Entry, Kind, Work, item};
 const TAKEOVER: Duration = Duration::from_millis(6 * LEASE_MS);
 
 /// Every step is on record when its place is reached, and nothing is paid for and not on record there.
-const RULES: Rules = Rules { completions_may_repeat: false, memory_must_be_judged: false };
+const RULES: Rules = Rules { completions_may_repeat: false, memory_must_be_judged: false, takeover: TAKEOVER };
 
 /// One node.
 fn work(arena: &Arena, kind: Kind, end: Option<End>) -> Work {
@@ -152,7 +152,7 @@ async fn panicked_at(point: Point) -> Vec<String> {
     let work = work(&arena, Kind::Agent, end);
     while arena.feed(&work.entries).await == 0 {}
     // The panic is the one fault, and it meets the one item.
-    arena.watch.in_flight_at_faults = 1;
+    arena.watch.charges.at_faults = 1;
     let (_, verdict) = judged(&mut arena, &work).await;
     let mut found = problems(point, &verdict, &arena.watch.accidents);
     found.extend(not_reached(&arena, point, "panic"));

@@ -3,7 +3,8 @@ use serde_json::{Value, json};
 use super::super::evidence::Letter;
 use super::*;
 
-const STRICT: Rules = Rules { completions_may_repeat: false, memory_must_be_judged: false };
+const STRICT: Rules =
+    Rules { completions_may_repeat: false, memory_must_be_judged: false, takeover: Duration::from_secs(9) };
 
 fn intended(name: String, idempotent: bool) -> Intended {
     Intended { name, idempotent }
@@ -143,6 +144,17 @@ fn a_state_that_an_older_owner_wrote_last_is_told() {
     only(&problems(|evidence| evidence.states[0].run = String::from("r1")), "stale state");
     only(&problems(|evidence| evidence.states[0].result = json!("other")), "stale state");
     only(&problems(|evidence| drop(evidence.states.remove(0))), "lost state");
+}
+
+#[test]
+fn what_others_wrote_into_a_state_stays() {
+    let status = |value: &str| Member { graph: "g".into(), name: "status".into(), value: json!(value) };
+    let found = |members: Vec<Member>| {
+        problems(|evidence| (evidence.members, evidence.written_by_others) = (members, vec![status("running")]))
+    };
+    assert_eq!(found(vec![status("running")]), [""; 0]);
+    only(&found(vec![status("completed")]), "lost field");
+    only(&found(vec![]), "lost field");
 }
 
 #[test]
@@ -315,6 +327,13 @@ fn completions_are_paid_for_once() {
     only(&judge(&evidence, lenient).problems, "paid twice");
     evidence.in_flight_at_faults = 2;
     assert_eq!(judge(&evidence, lenient).problems, [""; 0], "each was under way when a fault met it");
+}
+
+#[test]
+fn work_that_a_dead_worker_leaves_behind_does_not_wait_for_long() {
+    let waits = |seconds| problems(|evidence| evidence.slowest_takeover = Duration::from_secs(seconds));
+    only(&waits(10), "slow takeover");
+    assert_eq!(waits(9), [""; 0]);
 }
 
 #[test]
