@@ -3,6 +3,8 @@
 
 #[path = "../examples/custom_tool.rs"]
 mod custom_tool;
+#[path = "mcp/example.rs"]
+mod example;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -244,6 +246,22 @@ fn a_server_that_does_not_answer_keeps_what_was_approved_of_it() {
 }
 
 // --- functions of one's own -------------------------------------------------------------------------------------
+
+#[test]
+fn a_call_that_becomes_a_task_is_waited_for_and_given_up_when_its_time_is_over() {
+    let server = example::example("rmcp_server");
+    let bench = Bench::new(&format!("[mcp.servers.sdk]\ncommand = {server:?}\nargs = [\"stdio\"]\n"));
+    let said = bench.run(&["call", "sdk/build", r#"{"name": "a house", "ms": 600, "poll_ms": 250}"#]);
+    assert_eq!((said.code, said.out.trim()), (0, r#""built a house""#), "{}", said.err);
+    assert!(said.err.contains("laying bricks"), "{}", said.err);
+
+    let log = bench.path("log");
+    let with = json!({"name": "a tower", "ms": 60_000, "poll_ms": 250, "log": log}).to_string();
+    let said = bench.run(&["call", "sdk/build", &with, "--timeout", "1s"]);
+    assert_eq!(said.code, 69, "{}", said.err);
+    let log = std::fs::read_to_string(log).expect("the server writes down what it does");
+    assert_eq!(log, "called a tower\ncancelled a tower\n");
+}
 
 /// The exit code of the example with these arguments.
 fn code(arguments: &[&str]) -> u8 {

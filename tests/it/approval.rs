@@ -153,3 +153,23 @@ async fn a_tool_that_was_not_approved_is_neither_offered_nor_called_until_it_is(
     refreshed(&worker, Some(TOKEN)).await;
     assert_eq!(bed.run(&item("again")).await.output(), &json!("78"));
 }
+
+#[tokio::test]
+async fn a_rule_for_a_tool_of_a_server_that_is_away_is_no_wrong_name() {
+    let bed = Bed::new().await;
+    // Nobody listens there.
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("it is bound");
+    let file = format!("[mcp.servers.shop]\nurl = \"http://{nobody}/mcp\"\n");
+    let model = crate::harness::model::Model::start("rules:\n  - replies: [{text: never asked}]\n");
+    let _worker = bed.worker_with_model("w1", &model).file(&file).start().ready().await;
+    let agent = |rule: &str| json!({"task": "Buy it", "tools": ["*"], "llm_config": {}, "approve": [rule]});
+    for (node, rule, failure) in [
+        ("bare", "buy", ("retriable", "mcp_unreachable")),
+        ("named", "shop/buy", ("retriable", "mcp_unreachable")),
+        ("wrong", "mail/send", ("configuration", "unknown_tool")),
+    ] {
+        let item = json!({"graph_id": "g", "node_id": node, "config": agent(rule), "inputs": {}});
+        assert_eq!(bed.run(&item).await.failure(), failure, "{rule}");
+    }
+    assert_eq!(model.calls().completions, 0);
+}

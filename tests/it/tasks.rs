@@ -285,6 +285,38 @@ async fn a_worker_that_is_told_to_stop_leaves_its_tasks_to_the_next() {
 }
 
 #[tokio::test]
+async fn a_worker_that_was_away_leaves_its_task_to_whoever_has_the_node_now() {
+    let done = Arc::new(Mutex::new(false));
+    let stage = Arc::clone(&done);
+    let answers = move |_: &str, _: usize| match *stage.lock().expect("free") {
+        true => built("a mill"),
+        false => state("working", 250, json!({})),
+    };
+    let (bed, site) = (Bed::new().await, Site::new(Box::new(answers)).await);
+    let spec = |id| {
+        let worker = site.worker(&bed, id).set("retry.park_after", "5s");
+        worker.set("lease.duration", "1s").set("lease.renew", "200ms").set("lease.sweep", "200ms")
+    };
+    let away = spec("w1").start().ready().await;
+    bed.submit(&item("n", build("mill", 250))).await;
+    site.looked_at("mill", 2).await;
+    let _next = spec("w2").start().ready().await;
+    away.freeze();
+    site.looked_at("mill", site.looks("mill").len() + 3).await;
+    *done.lock().expect("free") = true;
+    let event = bed.ended(1).await.remove(0);
+    assert_eq!((event.output(), event.worker()), (&json!("a mill"), "w2"));
+    away.thaw();
+    eventually("the worker that was away sees that it lost the node", async || {
+        (away.metric("executor_items_total", &["lost"]).await == 1.0).then_some(())
+    })
+    .await;
+    bed.ended(1).await;
+    let seen = site.seen();
+    assert_eq!((seen.calls.len(), seen.given_up.len()), (1, 0));
+}
+
+#[tokio::test]
 async fn tasks_are_given_up_with_their_nodes() {
     let (bed, site) = (
         Bed::new().await,

@@ -142,14 +142,22 @@ async fn to_its_end(tools: &impl Tools, call: ToolCall, open: &OpenTask) -> Resu
         ToolAnswer::Task(task) => task,
     };
     open.replace(Some((call.target.clone(), task.id.clone())));
+    let mut told = None;
     loop {
         let due = Instant::now() + task.wait(Timestamp::now());
         tokio::time::sleep_until(due.min(call.context.deadline).into()).await;
+        if Instant::now() >= call.context.deadline {
+            let message = format!("the task `{}` did not end in time; raise `--timeout`", task.id);
+            return Err(Failure::permanent("timeout", message));
+        }
         let news = tools.look(call.clone(), task.clone()).await;
         let now = Timestamp::now();
         match news {
             Ok(TaskNews::GoesOn { pace, message, answered }) => {
-                message.iter().for_each(print_note);
+                if message != told {
+                    message.iter().for_each(print_note);
+                    told = message;
+                }
                 task.answered.extend(answered);
                 task.goes_on(pace, now);
             }
