@@ -72,7 +72,9 @@ impl Task {
 
     /// The server answered that it goes on.
     pub fn goes_on(&mut self, pace: Pace, now: Timestamp) {
-        (self.ttl_ms, self.poll_ms, self.away_since) = (pace.ttl_ms, pace.poll_ms, None);
+        let Pace { ttl_ms, poll_ms } = pace;
+        // Who does not name a pause again has not changed his mind.
+        (self.ttl_ms, self.poll_ms, self.away_since) = (ttl_ms, poll_ms.or(self.poll_ms), None);
         self.due = later(now, self.pause(now));
     }
 
@@ -182,6 +184,15 @@ mod tests {
         {
             assert_eq!(task(None, poll_ms).wait(at(0)), pause, "{poll_ms:?}");
         }
+    }
+
+    #[test]
+    fn a_pause_that_was_named_once_stays_until_another_is_named() {
+        let mut task = task(None, Some(7000));
+        task.goes_on(Pace::default(), at(7));
+        assert_eq!(task.wait(at(7)), 7 * SECOND);
+        task.goes_on(Pace { ttl_ms: None, poll_ms: Some(3000) }, at(14));
+        assert_eq!(task.wait(at(14)), 3 * SECOND);
     }
 
     #[test]
