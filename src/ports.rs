@@ -24,6 +24,7 @@ use crate::domain::rate::{Amendment, Demand, RateWord, Verdict};
 use crate::domain::state::Snapshot;
 use crate::domain::task::{Task, TaskNews, ToolAnswer};
 use crate::domain::tool::{Arguments, Progress, ToolHints, ToolQuestion, ToolReply, ToolSpec, ToolTarget};
+use crate::domain::wait::{Ask, Said};
 use crate::domain::work::Delivery;
 
 /// Why an execution must end before its time.
@@ -340,6 +341,9 @@ pub trait Journal {
         delivery: &Arc<Delivery>,
         entry: &Arc<JournalEntry>,
     ) -> impl Future<Output = Result<Appended, Failure>>;
+
+    /// Puts on record what follows from a question that nobody answered in time. Doing it again does no harm.
+    fn lapse(&self, ask: &Arc<Ask>, said: &Said) -> impl Future<Output = Result<(), Failure>>;
 }
 
 /// Live progress, best effort: never waits, never fails.

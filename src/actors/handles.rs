@@ -17,7 +17,7 @@ use crate::actors::custody::InFlight;
 use crate::actors::llm::LlmActor;
 use crate::actors::mcp::{McpSessionActor, Server};
 use crate::actors::messages::{
-    Append, CallTool, Complete, Discover, FetchBlob, GiveUpTask, LookAtTask, NodeIds, Open, Read,
+    Append, CallTool, Complete, Discover, FetchBlob, GiveUpTask, Lapse, LookAtTask, NodeIds, Open, Read,
 };
 use crate::actors::progress::ProgressLog;
 use crate::actors::routes::routes;
@@ -36,6 +36,7 @@ use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
 use crate::domain::task::{Task, TaskNews, ToolAnswer};
 use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::wait::{Ask, Said};
 use crate::domain::work::Delivery;
 use crate::metrics::{Metrics, ServerLabels, ToolLabels};
 use crate::ports::{
@@ -414,6 +415,11 @@ impl Journal for JournalHandle {
                 return Ok(answer);
             }
         }
+    }
+
+    async fn lapse(&self, ask: &Arc<Ask>, said: &Said) -> Result<(), Failure> {
+        let lapse = Lapse { ask: Arc::clone(ask), said: said.clone() };
+        self::ask(&self.store, "state store", lapse).await
     }
 }
 

@@ -17,7 +17,7 @@ use crate::domain::message::Completion;
 use crate::domain::outcome::{Failure, Report};
 use crate::domain::state::Snapshot;
 use crate::domain::task::{Task, TaskNews, ToolAnswer};
-use crate::domain::wait::Decision;
+use crate::domain::wait::{Ask, Decision, Said};
 use crate::domain::work::{Delivery, Token};
 use crate::ports::{Appended, LlmRequest, Opened, ToolCall, Wanted};
 use crate::tools::index::ToolIndex;
@@ -124,6 +124,16 @@ pub struct Append {
     pub token: Token,
     /// The entry.
     pub entry: Arc<JournalEntry>,
+}
+
+/// NodeExecutor → StateStore: nobody answered this question in time, and this follows.
+#[derive(Message)]
+#[rtype(result = "Result<(), Failure>")]
+pub struct Lapse {
+    /// The question.
+    pub ask: Arc<Ask>,
+    /// Its answer.
+    pub said: Said,
 }
 
 /// NodeExecutor → LlmActor: one completion.

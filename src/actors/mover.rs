@@ -17,10 +17,11 @@ use crate::metrics::Metrics;
 
 /// Work that one look brings back; more is brought back by the next, which follows at once.
 const LIMIT: usize = 200;
-/// Waiting nodes that are asked about in one look for orders to stop; the next look asks about the next ones.
-const ASKED: usize = 500;
-/// Parts of as many nodes at one of which a worker begins.
-const PARTS: usize = 8;
+/// Looks for orders to stop in which all waiting nodes of a stream are asked about, if they are not too many for that.
+const LOOKS: u64 = 6;
+/// Waiting nodes that one such look asks about, at the least and at the most: what it costs Redis is bounded.
+const ASKED: u64 = 500;
+const MOST_ASKED: u64 = 5000;
 /// Bounds of the pause between two looks.
 const SHORTEST_ROUND: Duration = Duration::from_millis(50);
 const LONGEST_ROUND: Duration = Duration::from_secs(1);
@@ -106,7 +107,7 @@ async fn move_until_stopped(deps: &MoverDeps) {
     }
 }
 
-/// Looks for orders to stop that are for waiting nodes, some of them at a time.
+/// Looks for orders to stop that are for waiting nodes, a part of them at a time.
 struct Orders {
     next: Instant,
     /// One a stream.
@@ -114,20 +115,16 @@ struct Orders {
 }
 
 /// The way through the waiting nodes of one stream.
-#[derive(Default)]
 struct Round {
-    /// The part that is asked about next.
-    part: usize,
-    /// One a part: a watch forgets the graphs that it is not asked about, and a large document is read only after it
-    /// was asked about several times.
-    watches: Vec<CancelWatch>,
+    /// Where the next part begins.
+    from: u64,
+    watch: CancelWatch,
 }
 
 impl Orders {
     fn new(deps: &MoverDeps) -> Self {
-        // Each worker of a fleet begins at another part, so that together they come round sooner.
-        let begin = || Round { part: fastrand::usize(0..PARTS), ..Round::default() };
-        Self { next: Instant::now(), rounds: deps.streams.iter().map(|_| begin()).collect() }
+        let begin = |_| Round { from: 0, watch: deps.watch() };
+        Self { next: Instant::now(), rounds: deps.streams.iter().map(begin).collect() }
     }
 
     async fn look(&mut self, deps: &MoverDeps) -> Result<(), RedisError> {
@@ -135,25 +132,34 @@ impl Orders {
             return Ok(());
         }
         self.next = Instant::now() + deps.heartbeat;
-        for (stream, Round { part, watches }) in deps.streams.iter().zip(&mut self.rounds) {
-            let waiting = deps.parking.waiting(stream, *part * ASKED, ASKED).await?;
-            watches.resize_with(watches.len().max(*part + 1), || deps.watch());
-            if waiting.len() < ASKED {
-                watches.truncate(*part + 1);
-            }
-            let watch = &mut watches[*part];
-            *part = if waiting.len() < ASKED { 0 } else { *part + 1 };
+        for (stream, round) in deps.streams.iter().zip(&mut self.rounds) {
+            round.look(deps, stream).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Round {
+    /// Asks about one part, and begins anew behind the last.
+    async fn look(&mut self, deps: &MoverDeps, stream: &str) -> Result<(), RedisError> {
+        let all = deps.parking.count(stream).await?;
+        let mut left = all.div_ceil(LOOKS).clamp(ASKED, MOST_ASKED);
+        while left > 0 {
+            let (next, waiting) = deps.parking.waiting(stream, self.from, left.min(ASKED)).await?;
+            left = left.saturating_sub(waiting.len().max(1) as u64);
             let known: Vec<&Waiting> = waiting.iter().filter(|waiting| waiting.node.is_some()).collect();
             let nodes: Vec<_> = known.iter().filter_map(|waiting| waiting.node.clone()).collect();
-            if nodes.is_empty() {
-                continue;
-            }
-            let orders = watch.look(&nodes).await?;
+            let orders = self.watch.look_at_some(&nodes).await?;
             let stopped: Vec<_> =
                 known.into_iter().zip(orders).filter_map(|(node, order)| order.and(Some(node))).collect();
             let hastened = deps.parking.hasten(stream, &stopped).await?;
             if hastened > 0 {
                 tracing::info!(stream = %stream, nodes = hastened, "nodes that waited are cancelled");
+            }
+            self.from = next;
+            if next == 0 {
+                self.watch.forget_others();
+                return Ok(());
             }
         }
         Ok(())

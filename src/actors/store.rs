@@ -5,9 +5,9 @@ use std::sync::Arc;
 use actix::{Actor, Context, Handler, ResponseFuture};
 use serde_json::value::RawValue;
 
-use crate::actors::messages::{Append, FetchBlob, NodeIds, Open, Read};
+use crate::actors::messages::{Append, FetchBlob, Lapse, NodeIds, Open, Read};
 use crate::actors::supervise::DeathWatch;
-use crate::clients::redis::{Blobs, JournalWriter, RedisError, StateStore as Client};
+use crate::clients::redis::{Blobs, JournalWriter, RedisError, StateStore as Client, WaitingRoom};
 use crate::domain::outcome::Failure;
 use crate::domain::state::Snapshot;
 use crate::health::Health;
@@ -18,6 +18,7 @@ use crate::retry::Retry;
 pub struct StateStore {
     client: Client,
     journal: JournalWriter,
+    waiting: WaitingRoom,
     blobs: Blobs,
     health: Arc<Health>,
     _watch: DeathWatch,
@@ -25,8 +26,15 @@ pub struct StateStore {
 
 impl StateStore {
     /// A store over these clients, which tells `health` whether runs can begin.
-    pub fn new(client: Client, journal: JournalWriter, blobs: Blobs, health: Arc<Health>, watch: DeathWatch) -> Self {
-        Self { client, journal, blobs, health, _watch: watch }
+    pub fn new(
+        client: Client,
+        journal: JournalWriter,
+        waiting: WaitingRoom,
+        blobs: Blobs,
+        health: Arc<Health>,
+        watch: DeathWatch,
+    ) -> Self {
+        Self { client, journal, waiting, blobs, health, _watch: watch }
     }
 }
 
@@ -90,6 +98,21 @@ impl Handler<Append> for StateStore {
             journal.append(&delivery, &token, &entry).await.map_err(|error| match error {
                 // Not the state's: the node's end can still be written there.
                 RedisError::WrongType { .. } => Failure::validation("journal_wrong_type", error.to_string()),
+                error => error.into(),
+            })
+        })
+    }
+}
+
+impl Handler<Lapse> for StateStore {
+    type Result = ResponseFuture<Result<(), Failure>>;
+
+    fn handle(&mut self, Lapse { ask, said }: Lapse, _: &mut Self::Context) -> Self::Result {
+        let waiting = self.waiting.clone();
+        Box::pin(async move {
+            waiting.lapse(&ask, &said).await.map_err(|error| match error {
+                // As for the decisions of people: it goes on when somebody has mended it.
+                RedisError::WrongType { .. } => Failure::retriable("audit_wrong_type", error.to_string()),
                 error => error.into(),
             })
         })

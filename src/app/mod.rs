@@ -172,9 +172,9 @@ impl Worker {
         };
         let running = Running::start(&config, functions, &health, &metrics, &sharing, &phases.drain, &phases.end)?;
         let waiting = WaitingRoom::new(link.clone(), keys.clone(), &config);
+        let desk = Arc::new(Desk::new(waiting.clone(), Arc::clone(&metrics)));
         let facts = Facts { worker_id: worker_id.clone(), health: Arc::clone(&health), metrics: Arc::clone(&metrics) };
-        let server =
-            serve(listener, &config.http, facts, Arc::new(Catalogue::new(&running)), Arc::new(Desk(waiting.clone())))?;
+        let server = serve(listener, &config.http, facts, Arc::new(Catalogue::new(&running)), desk)?;
         let http = server.handle();
         actix_rt::spawn(server);
         tracing::info!(%address, worker.id = worker_id, consumer = %consumer, version = env!("CARGO_PKG_VERSION"),
@@ -191,11 +191,12 @@ impl Worker {
         let journal =
             JournalWriter::new(link.clone(), keys.clone(), &config.state, &config.work.group, config.lease.duration);
         let blobs = Blobs::new(link.clone(), keys.clone(), &config.state);
-        let fetched = blobs.clone();
+        let (fetched, asked) = (blobs.clone(), waiting.clone());
         let of_store = Arc::clone(&health);
         // What results pass through lives as long as results come: an actor that dies in the drain is rebuilt too.
         let store = supervise("store", Arc::clone(&metrics), phases.end.clone(), move |watch| {
-            StoreActor::new(state.clone(), journal.clone(), fetched.clone(), Arc::clone(&of_store), watch).start()
+            let (state, journal, health) = (state.clone(), journal.clone(), Arc::clone(&of_store));
+            StoreActor::new(state, journal, asked.clone(), fetched.clone(), health, watch).start()
         });
         let settler =
             Settler::new(link.clone(), keys.clone(), &config.state, streams.iter().cloned(), &config.work.group);

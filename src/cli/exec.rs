@@ -24,6 +24,7 @@ use crate::domain::journal::{CallId, JournalEntry};
 use crate::domain::outcome::Failure;
 use crate::domain::outcome::{Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
+use crate::domain::wait::{Ask, Said};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -269,6 +270,10 @@ impl Journal for NoJournal {
 
     async fn append(&self, _: &Arc<Delivery>, _: &Arc<JournalEntry>) -> Result<Appended, Failure> {
         Ok(Appended::Done)
+    }
+
+    async fn lapse(&self, _: &Arc<Ask>, _: &Said) -> Result<(), Failure> {
+        Ok(())
     }
 }
 

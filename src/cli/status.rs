@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::{Settings, block_on, print_line, redis_failed};
-use crate::clients::redis::{Keys, Link, RedisError, StreamOverview, now_millis, overview, registered};
+use crate::clients::redis::{Keys, Link, RedisError, StreamOverview, WaitingRoom, now_millis, overview, registered};
 use crate::config::Config;
 
 /// Arguments of `status`.
@@ -24,6 +24,8 @@ pub struct StatusArgs {
 struct Seen {
     now: u64,
     streams: Vec<StreamOverview>,
+    /// Questions that nodes wait with.
+    questions: u64,
     /// Workers as they announce themselves, by their ids.
     workers: Vec<Value>,
     /// Consumers that hold work and belong to none of them.
@@ -64,7 +66,8 @@ async fn look(config: &Config) -> Result<Seen, RedisError> {
     let mut workers: Vec<Value> = announced.iter().filter_map(|worker| serde_json::from_str(worker).ok()).collect();
     workers.sort_by_key(|worker| worker["id"].as_str().unwrap_or_default().to_owned());
     let strays = strays(&streams, &workers);
-    Ok(Seen { now, streams, workers, strays })
+    let questions = WaitingRoom::new(link, keys, config).count().await?;
+    Ok(Seen { now, streams, questions, workers, strays })
 }
 
 fn strays(streams: &[StreamOverview], workers: &[Value]) -> Vec<Stray> {
@@ -122,6 +125,7 @@ impl Seen {
         json!({
             "at": self.at().to_string(),
             "streams": streams.collect::<Vec<_>>(),
+            "open_questions": self.questions,
             "workers": self.workers,
             "strays": strays.collect::<Vec<_>>(),
         })
@@ -144,6 +148,10 @@ impl Seen {
             ]);
         }
         let mut text = format!("{streams}\n");
+        if self.questions > 0 {
+            let what = if self.questions == 1 { "question is" } else { "questions are" };
+            text.push_str(&format!("\n{} {what} open: executor-worker waits list\n", self.questions));
+        }
         for stream in self.streams.iter().filter(|stream| !stream.group) {
             let remark = format!("{} has no consumer group {group} yet: no worker has started on it", stream.stream);
             text.push_str(&format!("{}\n", style(remark).yellow()));

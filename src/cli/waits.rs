@@ -11,7 +11,7 @@ use crate::cli::{FAILED, Settings, WRONG_ARGUMENTS, block_on, complain, print_li
 use crate::clients::redis::{Decided, Keys, Link, Open, RedisError, WaitingRoom};
 use crate::config::Config;
 use crate::domain::ids::{GraphId, NodeId};
-use crate::domain::wait::{Action, Ask, Asked, Decision, Kind, Refusal, WaitId, words};
+use crate::domain::wait::{Action, Asked, Decision, Kind, Refusal, Told, WaitId, words};
 use crate::modes::schema::fits;
 
 /// Questions that a table shows unless it is told otherwise.
@@ -102,9 +102,9 @@ fn json_object(text: &str) -> Result<Value, String> {
 pub fn run(settings: &Settings, command: &WaitsCommand) -> u8 {
     with_room(settings, async |room| match command {
         WaitsCommand::List { graph, node, limit, output } => {
-            let wanted = |ask: &Ask| {
-                graph.as_ref().is_none_or(|graph| *graph == ask.graph_id)
-                    && node.as_ref().is_none_or(|node| *node == ask.node_id)
+            let wanted = |open: &Open| {
+                graph.as_ref().is_none_or(|graph| *graph == open.graph_id)
+                    && node.as_ref().is_none_or(|node| *node == open.node_id)
             };
             let default = if *output == Output::Table { SHOWN } else { 0 };
             list(room, wanted, limit.unwrap_or(default), *output).await
@@ -117,7 +117,9 @@ pub fn run(settings: &Settings, command: &WaitsCommand) -> u8 {
 pub fn approve(settings: &Settings, args: &ApproveArgs) -> u8 {
     let ApproveArgs { wait_id, edit, content, note, by } = args;
     let content = edit.as_ref().map(|arguments| json!({ "arguments": arguments })).or_else(|| content.clone());
-    decide(settings, wait_id, Action::Accept, content, by.as_deref(), note.as_deref())
+    let only = edit.is_some().then_some(Kind::Approval);
+    let (by, note) = (by.as_deref(), note.as_deref());
+    decide(settings, wait_id, Wish { action: Action::Accept, content, by, note, only })
 }
 
 /// Refuses; exit 1 if that does not count.
@@ -128,7 +130,8 @@ pub fn reject(settings: &Settings, args: &RejectArgs) -> u8 {
         return WRONG_ARGUMENTS;
     }
     let action = if *cancel { Action::Cancel } else { Action::Reject };
-    decide(settings, wait_id, action, None, by.as_deref(), note.as_deref())
+    let (by, note) = (by.as_deref(), note.as_deref());
+    decide(settings, wait_id, Wish { action, content: None, by, note, only: None })
 }
 
 fn with_room(settings: &Settings, work: impl AsyncFnOnce(&WaitingRoom) -> Result<u8, RedisError>) -> u8 {
@@ -143,31 +146,47 @@ fn with_room(settings: &Settings, work: impl AsyncFnOnce(&WaitingRoom) -> Result
     block_on(work).unwrap_or_else(|error| redis_failed(error, &config))
 }
 
-fn decide(
-    settings: &Settings,
-    wait_id: &str,
+/// What somebody wants to become of a question.
+struct Wish<'a> {
     action: Action,
     content: Option<Value>,
-    by: Option<&str>,
-    note: Option<&str>,
-) -> u8 {
+    by: Option<&'a str>,
+    note: Option<&'a str>,
+    /// The only kind of question that this is an answer to.
+    only: Option<Kind>,
+}
+
+fn decide(settings: &Settings, wait_id: &str, wish: Wish<'_>) -> u8 {
     with_room(settings, async |room| {
         let wait_id = WaitId::from_text(wait_id);
-        let Some(Open { graph_id, node_id, run_id, .. }) = room.find(&wait_id).await? else {
+        let Some(open) = room.find(&wait_id).await? else {
             return tell_unknown(room, &wait_id).await;
         };
+        let Wish { action, content, by, note, only } = wish;
+        let kind = look(room, &open).await?.map(|asked| asked.ask.kind);
+        if only.is_some() && kind.is_some_and(|kind| Some(kind) != only) {
+            complain(
+                "this asks for an answer of its own, give it with --content; --edit is for the arguments of a call",
+            );
+            return Ok(WRONG_ARGUMENTS);
+        }
+        let Open { graph_id, node_id, run_id, .. } = open;
         let what = format!("node {node_id} of graph {graph_id}");
         let (by, note) = (by.and_then(words), note.and_then(words));
         let decision = Decision { graph_id, node_id, run_id, wait_id, action, content, by, note };
         Ok(match room.decide(&decision, None, fits).await? {
             Decided::Counts => {
-                let done = match action {
-                    Action::Accept => "approved",
-                    Action::Reject | Action::Decline => "refused",
-                    Action::Cancel => "cancelled",
-                };
-                print_line(format_args!("{done}: {what} goes on"));
+                print_line(match action {
+                    Action::Accept => format!("approved: {what} goes on"),
+                    Action::Reject | Action::Decline => format!("refused: {what} goes on"),
+                    Action::Cancel if kind == Some(Kind::Approval) => format!("cancelled: {what} ends"),
+                    Action::Cancel => format!("cancelled: {what} goes on without an answer"),
+                });
                 0
+            }
+            Decided::Refused(Refusal { code: "content_invalid", message, .. }) => {
+                complain(format_args!("{message}; `waits show` has the schema"));
+                FAILED
             }
             Decided::Refused(Refusal { message, .. }) => {
                 complain(message);
@@ -194,12 +213,16 @@ async fn tell_unknown(room: &WaitingRoom, wait_id: &WaitId) -> Result<u8, RedisE
     Ok(FAILED)
 }
 
+async fn look(room: &WaitingRoom, open: &Open) -> Result<Option<Asked>, RedisError> {
+    Ok(room.look(std::slice::from_ref(open)).await?.pop().transpose()?.flatten())
+}
+
 async fn show(room: &WaitingRoom, wait_id: &WaitId) -> Result<u8, RedisError> {
     let found = match room.find(wait_id).await? {
-        Some(open) => room.look(std::slice::from_ref(&open)).await?.pop().transpose()?.flatten(),
+        Some(open) => look(room, &open).await?,
         None => None,
     };
-    let Some(Asked { ask, .. }) = found else { return tell_unknown(room, wait_id).await };
+    let Some(Asked { ask, said: None }) = found else { return tell_unknown(room, wait_id).await };
     let page = serde_json::to_string_pretty(&ask).expect("a question has string keys");
     print_line(page);
     Ok(0)
@@ -207,27 +230,11 @@ async fn show(room: &WaitingRoom, wait_id: &WaitId) -> Result<u8, RedisError> {
 
 async fn list(
     room: &WaitingRoom,
-    wanted: impl Fn(&Ask) -> bool,
+    wanted: impl Fn(&Open) -> bool,
     limit: usize,
     output: Output,
 ) -> Result<u8, RedisError> {
-    let mut asks = Vec::new();
-    let mut from = 0;
-    loop {
-        let (next, page) = room.open(from).await?;
-        asks.extend(page.into_iter().filter(&wanted));
-        from = next;
-        if from == 0 {
-            break;
-        }
-    }
-    asks.sort_by(|one, other| (one.expires_at, &one.wait_id).cmp(&(other.expires_at, &other.wait_id)));
-    // A page may show a question twice.
-    asks.dedup_by(|one, other| one.wait_id == other.wait_id);
-    let total = asks.len();
-    if limit > 0 {
-        asks.truncate(limit);
-    }
+    let (total, asks) = room.soonest(wanted, if limit == 0 { usize::MAX } else { limit }).await?;
     let mut out = std::io::stdout().lock();
     // A reader that went away, such as `head`, changes nothing about the answer.
     let _ = match output {
@@ -246,11 +253,11 @@ async fn list(
     Ok(0)
 }
 
-fn table(asks: &[Ask]) -> Table {
+fn table(asks: &[Told]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["WAIT", "KIND", "GRAPH", "NODE", "WHAT", "UNTIL"]);
-    for ask in asks {
+    for Told { ask, .. } in asks {
         let what = match (ask.kind, &ask.tool, &ask.arguments) {
             (Kind::Approval, Some(tool), Some(arguments)) => {
                 format!("{tool} {}", shortened(&Value::Object(arguments.clone()).to_string()))

@@ -494,7 +494,14 @@ mod tests {
     #[test]
     fn questions_are_read_with_their_answers() {
         let ask = crate::domain::wait::tests::ask();
-        let said = Said { action: Action::Reject, content: None, by: None, note: None, at: Timestamp::UNIX_EPOCH };
+        let said = Said {
+            action: Action::Reject,
+            content: None,
+            by: None,
+            note: None,
+            at: Timestamp::UNIX_EPOCH,
+            expired: false,
+        };
         let mut fields = fields();
         fields.push(field(ask_field(&ask.wait_id), &ask));
         assert_eq!(usable(&fields).waits[&ask.wait_id], Asked { ask: ask.clone(), said: None });

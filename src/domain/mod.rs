@@ -7,6 +7,7 @@ pub mod breaker;
 pub mod cancel;
 pub mod delta;
 pub mod event;
+pub mod excerpt;
 pub mod ids;
 pub mod journal;
 pub mod message;

@@ -193,9 +193,10 @@ impl Execution<'_> {
         };
         let kind = EventType::NodeInputRequired;
         let question = |ask: &Ask| {
-            let data = serde_json::value::to_raw_value(ask).expect("a question has string keys");
+            let data = serde_json::value::to_raw_value(&ask.clone().told()).expect("a question has string keys");
             let event = Event::new(kind, question_event_id(&ask.wait_id), subject, ask.asked_at, &data, &metadata);
-            WrittenAsk { wait_id: ask.wait_id.clone(), event_json: event.to_json(), ask_json: String::from(data.get()) }
+            let ask_json = serde_json::to_string(ask).expect("a question has string keys");
+            WrittenAsk { wait_id: ask.wait_id.clone(), event_json: event.to_json(), ask_json }
         };
         WrittenWait {
             node_json: serde_json::to_string(&record).expect("a node state has string keys"),

@@ -7,11 +7,17 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::domain::excerpt;
 use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
 use crate::domain::tool::Arguments;
 
 /// Characters of a name or a note that are kept.
 const WORDS: usize = 2000;
+
+/// What events and lists tell of a question: bytes of the arguments and of the schema as JSON, characters of each text.
+const TOLD_ARGUMENTS: usize = 4 << 10;
+const TOLD_SCHEMA: usize = 16 << 10;
+const TOLD_CHARS: usize = 2000;
 
 /// The name of one question. It follows from the execution and the place in it, so asking again gives it again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -113,8 +119,6 @@ pub struct Ask {
     pub work_id: String,
     /// What is asked, for a person.
     pub message: String,
-    /// What the content of an acceptance must satisfy, JSON Schema.
-    pub schema: Value,
     /// Who asks.
     pub asked_by: AskedBy,
     /// The tool that is about to be called, or that asks.
@@ -129,6 +133,8 @@ pub struct Ask {
     /// Where a person has to go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// What the content of an acceptance must satisfy, JSON Schema.
+    pub schema: Value,
     /// When it was asked.
     pub asked_at: Timestamp,
     /// When it is too late.
@@ -149,10 +155,44 @@ impl Ask {
         WorkId::from_text(self.work_id.as_str())
     }
 
+    /// The question as events and lists tell it: cut where it is large. The whole of it is for those who ask for this one.
+    pub fn told(mut self) -> Told {
+        let mut shortened = Vec::new();
+        if let Some(cut) = excerpt::of_text(&self.message, TOLD_CHARS) {
+            self.message = cut;
+            shortened.push("message");
+        }
+        // A part of a schema would be another schema.
+        if self.schema.to_string().len() > TOLD_SCHEMA {
+            self.schema = json!({ "type": "object" });
+            shortened.push("schema");
+        }
+        if let Some(cut) = self.arguments.as_ref().and_then(|arguments| excerpt::of_object(arguments, TOLD_ARGUMENTS)) {
+            self.arguments = Some(cut);
+            shortened.push("arguments");
+        }
+        if let Some(cut) = self.last_words.as_ref().and_then(|words| excerpt::of_text(words, TOLD_CHARS)) {
+            self.last_words = Some(cut);
+            shortened.push("last_words");
+        }
+        Told { ask: self, shortened }
+    }
+
     /// The question in few words, for a node's state.
     pub fn brief(&self) -> Value {
         json!({ "wait_id": self.wait_id, "kind": self.kind, "tool": self.tool, "expires_at": self.expires_at })
     }
+}
+
+/// A question as events and lists tell it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Told {
+    /// The question, cut where it is large.
+    #[serde(flatten)]
+    pub ask: Ask,
+    /// Its members that are not whole here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shortened: Vec<&'static str>,
 }
 
 /// What somebody decides.
@@ -211,7 +251,7 @@ impl Decision {
     /// The decision as it is kept once it counts.
     pub fn said(&self, at: Timestamp) -> Said {
         let content = self.content.clone().filter(|_| self.action == Action::Accept);
-        Said { action: self.action, content, by: self.by.clone(), note: self.note.clone(), at }
+        Said { action: self.action, content, by: self.by.clone(), note: self.note.clone(), at, expired: false }
     }
 
     /// The decision as an entry of a work stream bears it.
@@ -257,6 +297,9 @@ pub struct Said {
     pub note: Option<String>,
     /// When it was decided.
     pub at: Timestamp,
+    /// Nobody decided in time, and this is what was chosen for that case.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
 }
 
 impl Said {
@@ -275,6 +318,9 @@ impl Said {
         if ask.kind == Kind::Approval && self.content.as_ref().is_some_and(|content| content.get("arguments").is_some())
         {
             brief["edited"] = Value::from(true);
+        }
+        if self.expired {
+            brief["expired"] = Value::from(true);
         }
         brief
     }
@@ -306,15 +352,25 @@ pub enum Answer {
 impl Asked {
     /// How the question stood at a moment by the clock of the server, which refuses decisions from its end on.
     pub fn answer(&self, now: Timestamp) -> Answer {
-        let action = match (&self.said, self.ask.on_expiry) {
-            (Some(said), _) => return Answer::Said(said.clone()),
-            (None, _) if now < self.ask.expires_at => return Answer::Open,
-            (None, OnExpiry::Fail) => return Answer::TooLate,
-            (None, OnExpiry::Reject) => Action::Reject,
-            (None, OnExpiry::Accept) => Action::Accept,
+        match &self.said {
+            Some(said) => Answer::Said(said.clone()),
+            None if now < self.ask.expires_at => Answer::Open,
+            None => self.lapsed(now).map_or(Answer::TooLate, Answer::Said),
+        }
+    }
+
+    /// What was chosen for the case that nobody answers, if nobody has by this moment, and something was chosen.
+    pub fn lapsed(&self, now: Timestamp) -> Option<Said> {
+        if self.said.is_some() || now < self.ask.expires_at {
+            return None;
+        }
+        let action = match self.ask.on_expiry {
+            OnExpiry::Fail => return None,
+            OnExpiry::Reject => Action::Reject,
+            OnExpiry::Accept => Action::Accept,
         };
-        let by = Some(String::from(NOBODY));
-        Answer::Said(Said { action, content: None, by, note: None, at: self.ask.expires_at })
+        let (by, at) = (Some(String::from(NOBODY)), self.ask.expires_at);
+        Some(Said { action, content: None, by, note: None, at, expired: true })
     }
 }
 
@@ -454,6 +510,40 @@ pub(crate) mod tests {
         let no = decision(Action::Reject, bad);
         assert_eq!(judged(&no, Some(&open), false, EARLY), Ok(()));
         assert_eq!(no.said(time(EARLY)).content, None, "what goes with a refusal is not kept");
+    }
+
+    #[test]
+    fn what_nobody_answers_in_time_has_the_answer_that_was_chosen_and_says_so() {
+        let open = Asked { ask: Ask { on_expiry: OnExpiry::Reject, ..ask() }, said: None };
+        let (before, end) = (time("2026-01-09T03:04:04.999Z"), ask().expires_at);
+        assert_eq!((open.lapsed(before), open.answer(before)), (None, Answer::Open));
+        let said = open.lapsed(end).expect("it is too late");
+        assert_eq!((said.action, said.at, said.expired), (Action::Reject, end, true));
+        assert_eq!(said.brief(&open.ask)["expired"], true);
+        assert_eq!(open.answer(end), Answer::Said(said));
+        let failing = Asked { ask: ask(), said: None };
+        assert_eq!((failing.lapsed(end), failing.answer(end)), (None, Answer::TooLate));
+        let decided = Asked { said: Some(decision(Action::Accept, None).said(before)), ..open };
+        assert_eq!(decided.lapsed(end), None);
+    }
+
+    #[test]
+    fn a_large_question_is_told_in_part_and_says_which() {
+        let plain = Ask { last_words: Some(String::from("I shall pay.")), ..ask() };
+        assert_eq!(json!(plain.clone().told()), json!(plain));
+        let arguments = json!({"to": "ann", "body": "word ".repeat(5000)});
+        let large = Ask {
+            arguments: arguments.as_object().cloned(),
+            last_words: Some("Well. ".repeat(1000)),
+            message: "Sure? ".repeat(1000),
+            schema: json!({"type": "object", "description": "x".repeat(20_000)}),
+            ..ask()
+        };
+        let told = json!(large.told());
+        assert_eq!(told["shortened"], json!(["message", "schema", "arguments", "last_words"]));
+        assert_eq!((&told["schema"], &told["arguments"]["to"]), (&json!({"type": "object"}), &json!("ann")));
+        assert!(told["arguments"]["body"].as_str().is_some_and(|body| body.contains("of 25000 characters left out")));
+        assert!(told.to_string().len() < 12_000, "{}", told.to_string().len());
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::error::InternalError;
 use actix_web::http::Method;
 use actix_web::http::header::{ALLOW, AUTHORIZATION, WWW_AUTHENTICATE};
 use actix_web::middleware::{Next, from_fn};
-use actix_web::web::{Data, Query, ServiceConfig, get, head, post, resource, scope, to};
+use actix_web::web::{Data, Query, QueryConfig, ServiceConfig, get, head, post, resource, scope, to};
 use actix_web::{Error, HttpResponse, Route};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -74,8 +75,16 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(resource("/{wait}").route(get().to(waits::show)).default_service(only("GET")))
         .service(resource("/{wait}/{way}").route(post().to(waits::decide)).default_service(only("POST")))
         .wrap(from_fn(guard_all));
-    let api = scope("/api").service(tools).service(refresh).service(waits).wrap(from_fn(guard));
+    let api = scope("/api").app_data(queries()).service(tools).service(refresh).service(waits).wrap(from_fn(guard));
     config.service(api);
+}
+
+/// A query that cannot be read is answered like every other mistake.
+fn queries() -> QueryConfig {
+    QueryConfig::default().error_handler(|error, _| {
+        let answer = HttpResponse::BadRequest().json(json!({"error": format!("the query cannot be read: {error}")}));
+        InternalError::from_response(error, answer).into()
+    })
 }
 
 /// The answer to methods that a resource does not have.

@@ -122,8 +122,9 @@ impl<P: Ports> Execution<'_, P> {
             },
             None if begun => Ok(Gate::Open(Permission::default())),
             None => {
-                let rules = [&self.approvals.rules, &*self.settings.approve];
-                let Some(rule) = rules.iter().find_map(|rules| rules.wanting(spec, arguments)) else {
+                let workers = self.settings.approve.wanting(spec, arguments);
+                let guarded = workers.is_some();
+                let Some(rule) = workers.or_else(|| self.approvals.rules.wanting(spec, arguments)) else {
                     return Ok(Gate::Open(Permission::default()));
                 };
                 let last_words = self.ledger.partial.borrow().as_ref().map(|partial| partial.text.clone());
@@ -133,11 +134,24 @@ impl<P: Ports> Execution<'_, P> {
                     tool: Some(spec.target.to_string()),
                     arguments: Some(arguments.clone()),
                     last_words: last_words.filter(|words| !words.is_empty()),
+                    on_expiry: self.on_expiry(guarded, &spec.target),
                     ..self.new_ask(CallSite::Tool(call), APPROVAL, Kind::Approval, AskedBy::Rule { rule })
                 };
                 Ok(Gate::Ask(Box::new(ask)))
             }
         }
+    }
+
+    /// What follows if nobody answers. A node cannot agree by itself to a call that the worker wants a word on.
+    fn on_expiry(&self, guarded: bool, target: &ToolTarget) -> OnExpiry {
+        let (nodes, workers) = (self.approvals.on_expiry, self.settings.wait.on_expiry);
+        if guarded && nodes == OnExpiry::Accept && workers != OnExpiry::Accept {
+            self.ledger.warn([format!(
+                "`wait.on_expiry` of the node does not hold for the call of `{target}`: the worker wants a word on it"
+            )]);
+            return workers;
+        }
+        nodes
     }
 
     /// What somebody who agreed said of a call that was begun.
@@ -157,8 +171,13 @@ impl<P: Ports> Execution<'_, P> {
     pub fn new_ask(&self, site: CallSite, what: &str, kind: Kind, asked_by: AskedBy) -> Ask {
         let item = &self.delivery.item;
         // In whole milliseconds, as the server reckons: in between the two would not agree on whether it is too late.
-        let asked_at = Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap_or(Timestamp::MIN);
+        let whole = |moment: Timestamp| Timestamp::from_millisecond(moment.as_millisecond()).unwrap_or(moment);
+        // A clock that is behind the server's would leave less time than was meant.
+        let asked_at = whole(Timestamp::now().max(self.delivery.added_at()));
         let timeout = SignedDuration::try_from(self.approvals.timeout).unwrap_or(SignedDuration::MAX);
+        let expires_at = asked_at.checked_add(timeout).unwrap_or(Timestamp::MAX);
+        // Behind the item's deadline an answer would be of no use.
+        let expires_at = whole(item.deadline.map_or(expires_at, |deadline| deadline.min(expires_at)));
         Ask {
             wait_id: self.wait_id(site, what),
             kind,
@@ -174,7 +193,7 @@ impl<P: Ports> Execution<'_, P> {
             last_words: None,
             url: None,
             asked_at,
-            expires_at: asked_at.checked_add(timeout).unwrap_or(Timestamp::MAX),
+            expires_at,
             on_expiry: self.approvals.on_expiry,
         }
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use crate::domain::outcome::{Category, Failure};
-use crate::domain::work::{Delivery, WorkItem};
+use crate::domain::work::Delivery;
 
 /// The longest limit of time; a sum with a longer one might not be a moment any more.
 pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -25,21 +25,24 @@ pub(super) struct Deadline {
 
 impl Deadline {
     /// The earliest limit. `used` is the time that earlier attempts took, their pauses included: a node that keeps
-    /// changing hands ends too.
+    /// changing hands ends too. A node that comes back after a wait is judged by the server's clock as well: one here
+    /// that is behind would let it wait anew again and again, for a moment that is over there.
     pub fn of(
         start: Instant,
         used: Duration,
-        item: &WorkItem,
+        delivery: &Delivery,
         own: Option<Duration>,
         default: Duration,
     ) -> Result<Self, Failure> {
         let limit = own.unwrap_or(default).min(LONGEST);
         let relative = Self { at: start + limit.saturating_sub(used), limit: Some(limit) };
-        let Some(moment) = item.deadline else {
+        let Some(moment) = delivery.item.deadline else {
             return Ok(relative);
         };
+        // In milliseconds, as the server reckons.
+        let late = delivery.meta.since.is_some() && moment.as_millisecond() <= delivery.added_at().as_millisecond();
         let left = moment.duration_since(Timestamp::now());
-        let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero()) else {
+        let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero() && !late) else {
             return Err(Self { at: start, limit: None }.failure());
         };
         match Instant::now().checked_add(left) {

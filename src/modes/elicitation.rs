@@ -101,7 +101,8 @@ mod tests {
             }}),
             ..crate::domain::wait::tests::ask()
         };
-        let said = |action, content| Said { action, content, by: None, note: None, at: Timestamp::UNIX_EPOCH };
+        let said =
+            |action, content| Said { action, content, by: None, note: None, at: Timestamp::UNIX_EPOCH, expired: false };
         let given = said(Action::Accept, Some(json!({"count": 3})));
         let ToolReply::Accept(values) = reply(&ask, given) else { panic!("it was accepted") };
         assert_eq!(Value::Object(values), json!({"count": 3, "size": "M"}));

@@ -245,6 +245,18 @@ impl<'a, P: Ports> Logbook<'a, P> {
         self.waits.get(wait).cloned()
     }
 
+    /// Puts on record what follows from questions that nobody answered in time, before anything does.
+    pub async fn lapse(&self) -> Result<(), Failure> {
+        let Desk { ports, delivery, deadline, .. } = &self.desk;
+        for asked in self.waits.values() {
+            if let Some(said) = asked.lapsed(delivery.added_at()) {
+                let ask = Arc::new(asked.ask.clone());
+                until_answered(*deadline, || ports.journal().lapse(&ask, &said)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The conversation that the node goes on with: the one on record if there is any, for what is in the graph by now
     /// may be another node's; else the one that is kept there, which is put on record.
     pub async fn goes_on_with(&self, session: &str, kept: Option<&RawValue>) -> Result<Conversation, Failure> {

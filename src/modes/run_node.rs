@@ -184,7 +184,7 @@ impl<P: Ports> NodeRun<'_, P> {
             .map_or(Duration::ZERO, deadline::since)
             // What others took to decide is not.
             .saturating_sub(self.delivery.meta.waited(&self.delivery.entry));
-        let deadline = Deadline::of(self.start, used, item, plan.time_limit, self.settings.node_timeout)?;
+        let deadline = Deadline::of(self.start, used, self.delivery, plan.time_limit, self.settings.node_timeout)?;
         self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
         // Handed on by reference, or there would be room for it twice.
         let work = pin!(self.work(plan, snapshot, deadline.at, &config, earlier));
@@ -259,6 +259,10 @@ impl<P: Ports> NodeRun<'_, P> {
         let desk = Desk { ports, delivery, cancel, ledger, deadline, entry_limit: settings.entry_limit() };
         let subject = Subject { config, rendered: task.texts().map(digest) };
         let logbook = Logbook::open(desk, subject, earlier, self.started_at)?;
+        if logbook.has_asked() {
+            // On the heap: few nodes need room for it.
+            Box::pin(logbook.lapse()).await?;
+        }
         let before = match &session {
             Some(name) => logbook.goes_on_with(name, kept.as_deref()).await?,
             None => Vec::new(),
@@ -452,6 +456,12 @@ impl Task {
 impl Plan {
     fn compile(config: &NodeConfig, settings: &ModeSettings) -> Result<Self, Failure> {
         let work = match config.mode()? {
+            Mode::Llm if !config.approve.is_empty() => {
+                return Err(Failure::configuration(
+                    "invalid_config",
+                    "`approve` names calls of tools, and a node in llm mode makes none; give it `tools`, or remove `approve`",
+                ));
+            }
             Mode::Agent => Work::Agent(AgentPlan::compile(config, settings)?),
             Mode::Llm => Work::Llm(LlmPlan::compile(config)?),
             Mode::Tool => Work::Tool(ToolPlan::compile(config)?),

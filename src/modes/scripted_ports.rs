@@ -16,13 +16,14 @@ use crate::domain::blob::BlobRef;
 use crate::domain::cancel::CancelOrder;
 use crate::domain::event::EventType;
 use crate::domain::ids::{EntryId, GraphId, WorkId};
-use crate::domain::journal::{CallId, HEADER, JournalEntry};
+use crate::domain::journal::{CallId, HEADER, JournalEntry, said_field};
 use crate::domain::message::{AssistantTurn, Completion, StopReason, ToolUse, Turn, Usage};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::task::{self, Pace, Task, TaskNews};
 use crate::domain::tool::{ToolHints, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::wait::{Ask, Said};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::modes::unknown::UnknownOutcomes;
 use crate::modes::{ModeSettings, run_node};
@@ -483,6 +484,11 @@ impl Journal for Script {
             Some(Death::After(death)) if death == at => journal.die().await,
             _ => Ok(Appended::Done),
         }
+    }
+
+    async fn lapse(&self, ask: &Arc<Ask>, said: &Said) -> Result<(), Failure> {
+        self.journal.put(&said_field(&ask.wait_id), &json!(said));
+        Ok(())
     }
 }
 

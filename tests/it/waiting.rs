@@ -9,6 +9,8 @@ use crate::harness::gate::Gate;
 use crate::harness::model::Model;
 use crate::harness::worker::Spec;
 
+const TOKEN: &str = "0123456789abcdef-of-the-test";
+
 const SCRIPT: &str = r#"
 rules:
   - match: {prompt: one door}
@@ -32,8 +34,13 @@ struct Scene {
 
 impl Scene {
     async fn new(bed: Bed) -> Self {
+        let scene = Self::with_closed_doors(bed).await;
+        scene.gate.open_all();
+        scene
+    }
+
+    async fn with_closed_doors(bed: Bed) -> Self {
         let gate = Gate::start().await;
-        gate.open_all();
         let model = Model::start(&SCRIPT.replace("GATE", &format!("http://{}", gate.host())));
         Self { bed, gate, model }
     }
@@ -99,7 +106,7 @@ fn item(node: &str, config: Value) -> Value {
 #[tokio::test]
 async fn a_node_that_waits_holds_no_slot_and_goes_on_with_the_decision() {
     for layout in Layout::BOTH {
-        let scene = Scene::new(Bed::new().await).await;
+        let scene = Scene::with_closed_doors(Bed::new().await).await;
         scene.bed.put_state(layout, "g", &json!({"status": "running"})).await;
         let worker = scene.worker("w1").set("pool.size", "1").start().ready().await;
         scene.submit("n", "one door").await;
@@ -119,6 +126,12 @@ async fn a_node_that_waits_holds_no_slot_and_goes_on_with_the_decision() {
         assert_eq!(scene.gate.arrivals("a"), 0, "nobody has agreed yet");
 
         scene.decide(&event, json!({"action": "accept", "note": "be polite"})).await;
+        // While the call is made nobody waits for a person any more.
+        scene.gate.arrived("a", 1).await;
+        let state = scene.bed.node_state("g", "n").await.expect("it runs");
+        assert_eq!((&state["status"], &state["run_id"]), (&json!("running"), &json!("run-n")), "{layout:?}");
+        assert!(state["waiting"].is_null() && state["started_at"].is_string(), "{state}");
+        scene.gate.open_all();
         let events = scene.bed.ended(2).await;
         let end = events.iter().find(|event| event["node_id"] == "n").expect("it ended");
         assert_eq!(end.output()["result"], "I was let in.");
@@ -143,8 +156,10 @@ async fn calls_of_one_turn_wait_together_and_are_decided_one_by_one() {
     let events = scene.asked(2).await;
     let journal: Vec<String> = scene.bed.ask(&["HKEYS", &scene.bed.key("journal:g:n:run-n")]).await;
     assert!(journal.contains(&String::from("t1:c2:end")), "what wants no word is done: {journal:?}");
-    scene.decide(&events[1], json!({"action": "accept"})).await;
-    scene.gate.arrived("b", 1).await;
+    // One of them is made with other arguments.
+    let edited = json!({"arguments": {"url": format!("http://{}/c", scene.gate.host())}});
+    scene.decide(&events[1], json!({"action": "accept", "content": edited})).await;
+    scene.gate.arrived("c", 1).await;
     assert_eq!((scene.gate.arrivals("a"), scene.asked(1).await.len()), (0, 2));
     // A second word on the same, one of no use and one for nobody change nothing.
     scene.decide(&events[1], json!({"action": "reject", "by": "bob"})).await;
@@ -161,8 +176,12 @@ async fn calls_of_one_turn_wait_together_and_are_decided_one_by_one() {
     scene.decide(&events[0], json!({"action": "reject", "note": "not that one"})).await;
     let event = scene.bed.ended(1).await.remove(0);
     assert_eq!(event.output()["result"], "through all of them");
-    assert_eq!((scene.gate.arrivals("a"), scene.gate.arrivals("b"), scene.model.calls().completions), (0, 1, 2));
-    assert_eq!(event["metadata"]["decisions"].as_array().map(Vec::len), Some(2));
+    let arrivals = ["a", "b", "c"].map(|door| scene.gate.arrivals(door));
+    assert_eq!((arrivals, scene.model.calls().completions), ([0, 0, 1], 2));
+    let edited: Vec<_> =
+        event["metadata"]["decisions"].as_array().expect("a list").iter().map(|it| &it["edited"]).collect();
+    assert_eq!(edited.iter().filter(|edited| ***edited == true).count(), 1, "{edited:?}");
+    assert_eq!(edited.len(), 2);
     // The node is gone, so there is nothing to decide any more.
     scene.decide(&events[0], json!({"action": "accept"})).await;
     assert_eq!(scene.answers(6).await[5]["data"]["code"], "node_ended");
@@ -246,6 +265,64 @@ async fn a_node_whose_question_nobody_answers_fails_when_its_time_is_over() {
 }
 
 #[tokio::test]
+async fn what_nobody_answers_is_audited_and_told_before_anything_follows_from_it() {
+    let scene = Scene::new(Bed::new().await).await;
+    let settings = |id| scene.worker(id).set("wait.timeout", "1s").set("wait.on_expiry", "accept");
+    let _worker = settings("w1").start().ready().await;
+    scene.submit("n", "one door").await;
+    let event = scene.bed.ended(1).await.remove(0);
+    assert_eq!((event.output(), scene.gate.arrivals("a")).1, 1);
+    let decision = &event["metadata"]["decisions"][0];
+    assert_eq!((&decision["action"], &decision["expired"]), (&json!("accept"), &json!(true)));
+    let audit = scene.bed.entries(&scene.bed.key("waits:audit")).await;
+    assert_eq!(audit.len(), 1);
+    let line: Value = serde_json::from_slice(&audit[0][0].1).expect("JSON");
+    assert_eq!(
+        (&line["expired"], &line["tool"], &line["node_id"]),
+        (&json!(true), &json!("http_request"), &json!("n"))
+    );
+    assert_eq!((&line["by"], &line["at"]), (&decision["by"], &decision["at"]));
+    let told = &scene.answers(1).await[0]["data"];
+    assert_eq!((&told["accepted"], &told["expired"], &told["kind"]), (&json!(true), &json!(true), &json!("approval")));
+    assert_eq!(scene.answers(1).await.len(), 1);
+    scene.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_large_call_is_told_in_part_shown_whole_and_made_as_it_was_asked_for() {
+    let scene = Scene::new(Bed::new().await).await;
+    let worker = scene.worker("w1").set("http.admin_token", TOKEN).start().ready().await;
+    let text = "A long letter. ".repeat(3000);
+    let params = json!({"expression": "letter", "data": {"to": "ann", "letter": text}});
+    let config = json!({"tool_name": "json_query", "tool_params": params, "approve": ["json_query"]});
+    scene.bed.submit(&item("n", config)).await;
+    let event = scene.asked(1).await.remove(0);
+    let told = &event["data"];
+    assert_eq!((&told["shortened"], &told["arguments"]["data"]["to"]), (&json!(["arguments"]), &json!("ann")));
+    let letter = told["arguments"]["data"]["letter"].as_str().expect("a part of it");
+    assert!(letter.contains("of 45000 characters left out …]") && event.to_string().len() < 10_000, "{event}");
+    let wait_id = told["wait_id"].as_str().expect("a name");
+    let get = async |path: &str| {
+        let url = format!("http://{}{path}", worker.address().await);
+        let answer = reqwest::Client::new().get(url).bearer_auth(TOKEN).send().await.expect("the worker answers");
+        answer.json::<Value>().await.expect("JSON")
+    };
+    assert_eq!(get("/api/waits").await["waits"][0]["arguments"], told["arguments"], "a list is no place for it");
+    assert_eq!(get(&format!("/api/waits/{wait_id}")).await["arguments"], params);
+    let command = scene.bed.worker("cli").argument("waits").argument("show").argument(wait_id).start();
+    assert_eq!(command.ends().await.0, Some(0));
+    let shown: Value = serde_json::from_str(&command.printed()).expect("JSON");
+    assert_eq!((&shown["arguments"], &shown["shortened"]), (&params, &Value::Null));
+    scene.decide(&event, json!({"action": "accept"})).await;
+    let end = scene.bed.ended(1).await.remove(0);
+    assert_eq!(end.output(), &json!(text));
+    let audit = scene.bed.entries(&scene.bed.key("waits:audit")).await;
+    let line: Value = serde_json::from_slice(&audit[0][0].1).expect("JSON");
+    assert_eq!(line["arguments"]["bytes"], json!(params.to_string().len()), "it tells which arguments were agreed to");
+    assert_eq!(line["arguments"]["sha256"].as_str().map(str::len), Some(64));
+}
+
+#[tokio::test]
 async fn an_order_to_stop_ends_a_node_that_waits() {
     let scene = Scene::new(Bed::new().await).await;
     let _worker = scene.worker("w1").start().ready().await;
@@ -277,9 +354,17 @@ async fn memory(bed: &Bed) -> u64 {
 async fn ten_thousand_waiting_nodes_cost_no_slot_no_renewal_and_little_memory() {
     const NODES: usize = 10_000;
     let bed = Bed::with_own_redis(&[]).await;
-    let worker = bed.worker("w1").set("retry.park_after", "100ms").start().ready().await;
+    // That a node was started is told of every node, whether it waits or not.
+    let worker = bed.worker("w1").set("retry.park_after", "100ms").file("events.progress = []").start().ready().await;
     let before = memory(&bed).await;
-    let config = json!({"tool_name": "calculate", "tool_params": {"expression": "6 * 7"}, "approve": ["calculate"]});
+    // Arguments of the size that people see: a letter with an address, some lines and a few figures.
+    let letter = json!({"to": "ada@example.com", "subject": "Your refund for order 2026-11-0017", "amount": 129.9,
+        "currency": "EUR", "headers": {"content-type": "application/json", "x-tenant": "acme"},
+        "text": "Dear Ada, the parcel never arrived, so we send your money back. It takes two or three days. \
+            Please tell us if anything else is wrong with your order; we are here on all working days."});
+    let params = json!({"expression": "[to, subject, amount, text]", "data": letter});
+    assert!(params.to_string().len() > 400, "{params}");
+    let config = json!({"tool_name": "json_query", "tool_params": params, "approve": ["json_query"]});
     let graph = |at: usize| format!("graph-{}", at / 100);
     let node = |at: usize| {
         let mut item = item(&format!("node-{at}"), config.clone());
@@ -319,4 +404,9 @@ async fn ten_thousand_waiting_nodes_cost_no_slot_no_renewal_and_little_memory() 
     assert_eq!(command.ends().await.0, Some(0));
     let events = bed.ended(100).await;
     assert!(events.iter().all(|event| event.failure() == ("cancelled", "graph_cancelled")));
+    // Orders that somebody wrote by hand reach the others too, wherever they stand among those that wait.
+    for graph in ["graph-0", "graph-51", "graph-99"] {
+        bed.ask::<()>(&["HSET", &bed.key(&format!("cancel:{graph}")), "*", "1"]).await;
+    }
+    assert_eq!(bed.ended(400).await.len(), 400);
 }

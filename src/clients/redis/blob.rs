@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use redis::Pipeline;
 use serde_json::value::RawValue;
 
+use crate::clients::redis::aside::Run;
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
 use crate::clients::redis::lease;
 use crate::clients::redis::link::Link;
-use crate::clients::redis::parking::Run;
 use crate::clients::redis::reply;
 use crate::clients::redis::script::Script;
 use crate::config::StateConfig;

@@ -1,7 +1,7 @@
 //! Orders to stop: giving them, taking them back, and looking for them while nodes run. What a running node does
 //! about one is not decided here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -104,6 +104,8 @@ pub struct CancelWatch {
     link: Link,
     keys: Keys,
     looks: HashMap<GraphId, Look>,
+    /// The graphs of the nodes that were asked about in this round.
+    seen: HashSet<GraphId>,
 }
 
 /// The nodes of one graph that run here, by their places in the question.
@@ -116,14 +118,23 @@ struct Running<'a> {
 impl CancelWatch {
     /// A watch that has seen nothing yet.
     pub fn new(link: Link, keys: Keys) -> Self {
-        Self { link, keys, looks: HashMap::new() }
+        Self { link, keys, looks: HashMap::new(), seen: HashSet::new() }
     }
 
-    /// The orders for these nodes, in their order. A graph whose status is `cancelled` counts as one.
+    /// The orders for these nodes, in their order. A graph whose status is `cancelled` counts as one. Graphs of none of
+    /// them are forgotten.
     pub async fn look(&mut self, nodes: &[(GraphId, NodeId)]) -> Result<Vec<Option<CancelOrder>>, RedisError> {
+        self.seen.clear();
+        let orders = self.look_at_some(nodes).await?;
+        self.forget_others();
+        Ok(orders)
+    }
+
+    /// The same for some of the nodes, of many that are looked at one part after the other.
+    pub async fn look_at_some(&mut self, nodes: &[(GraphId, NodeId)]) -> Result<Vec<Option<CancelOrder>>, RedisError> {
         let mut orders = vec![None; nodes.len()];
         let mut graphs = by_graph(nodes);
-        self.looks.retain(|graph, _| graphs.binary_search_by(|running| running.graph.cmp(graph)).is_ok());
+        self.seen.extend(graphs.iter().map(|running| running.graph.clone()));
         for graphs in graphs.chunks_mut(BATCH) {
             let new = self.ask_each(graphs, nodes, &mut orders).await?;
             self.meet(graphs, &new).await?;
@@ -141,6 +152,12 @@ impl CancelWatch {
             }
         }
         Ok(orders)
+    }
+
+    /// Forgets the graphs that were not looked at since this was called last.
+    pub fn forget_others(&mut self) {
+        let seen = std::mem::take(&mut self.seen);
+        self.looks.retain(|graph, _| seen.contains(graph));
     }
 
     /// The orders for all nodes of these graphs and what is known to be cheap about their status. Gives the places of

@@ -160,6 +160,13 @@ pub(super) fn document_node_states(document: &[u8]) -> Result<Vec<(String, Strin
     Ok(states.map(|(id, state)| (id, String::from(state.get()))).collect())
 }
 
+/// The state of one node as it stands in a document; none too where it cannot be read.
+pub(super) fn document_node_state<'a>(document: &'a str, node: &str) -> Option<&'a str> {
+    let states = members(document, "the document", |name| name == NODE_STATES).ok()?.pop()?.1;
+    let (_, state) = members(states.get(), NODE_STATES, |id| id == node).ok()?.pop()?;
+    Some(state.get())
+}
+
 /// The ids of the nodes of a document: those with a state, and those of the graph.
 pub(super) fn document_node_ids(document: &[u8]) -> Result<Vec<String>, Corrupt> {
     let text = utf8(document, "the document")?;

@@ -3,6 +3,7 @@
 //! Every write that matters is a server-side script that first checks the ownership token, a pair of consumer name
 //! and delivery count; see `scripts/owned.lua`. JSON is never decoded in a script, and every key stands in KEYS.
 
+mod aside;
 mod blob;
 mod cancel;
 mod creation;
@@ -19,6 +20,7 @@ mod lease;
 mod letter;
 mod link;
 mod members;
+mod open_questions;
 mod overview;
 mod parking;
 mod rate_limit;
@@ -26,6 +28,7 @@ mod reconcile;
 mod record;
 mod registry;
 mod reply;
+mod resumption;
 mod script;
 mod server;
 mod settle;
@@ -46,6 +49,7 @@ pub use keys::Keys;
 pub use lease::{Held, Leases, RELEASED, Renewal, Takeover};
 pub use letter::{LETTER_BYTES, Letter};
 pub use link::Link;
+pub use open_questions::Open;
 pub use overview::{Holder, StreamOverview, overview, registered};
 pub use parking::{Moved, ParkingLot, Waiting};
 pub use rate_limit::RateLimits;
@@ -58,4 +62,4 @@ pub use settle::{Settled, Settlement, Settler};
 pub use state::{StateError, StateForm, StateStore};
 pub use stream::{RawEntry, WorkStreams};
 pub use upkeep::{Mended, Upkeep};
-pub use waiting::{Decided, Open, WaitingRoom};
+pub use waiting::{Decided, WaitingRoom};

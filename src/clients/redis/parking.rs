@@ -8,6 +8,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use crate::clients::redis::aside::{self, Place, Run};
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
 use crate::clients::redis::link::Link;
@@ -16,8 +17,8 @@ use crate::clients::redis::script::Script;
 use crate::clients::redis::settle::{self, Settled};
 use crate::clients::redis::{lease, record};
 use crate::config::StateConfig;
-use crate::domain::ids::{GraphId, NodeId, RunId, WorkId};
-use crate::domain::work::{Delivery, Meta, WorkItem};
+use crate::domain::ids::{EntryId, GraphId, NodeId, WorkId};
+use crate::domain::work::{Delivery, Meta};
 
 static PARK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
@@ -85,32 +86,9 @@ impl ParkingLot {
     /// Takes an entry out of its stream until `until`. After an error whose outcome is unknown the same is simply
     /// asked again.
     pub async fn park(&self, delivery: &Delivery, meta: &Meta, until: Instant) -> Result<Settled, RedisError> {
-        let item = &delivery.item;
-        let stream = &delivery.stream;
-        let others = || self.streams.iter().filter(|other| *other != stream);
-        let meta = serde_json::to_string(meta).expect("a meta has string keys");
-        let mut call = PARK.call(7 + others().count(), 1024);
-        call.arg(&**stream)
-            .arg(self.keys.done(&item.graph_id))
-            .arg(self.keys.crashes(stream))
-            .arg(self.keys.parked(stream))
-            .arg(self.keys.parked_bodies(stream))
-            .arg(self.keys.state(&item.graph_id))
-            .arg(self.keys.journal(&item.graph_id, &item.node_id, &item.run_id));
-        for other in others() {
-            call.arg(&**other);
-        }
-        call.arg(&*self.group)
-            .arg(delivery.entry.as_str())
-            .arg(&*delivery.token.consumer)
-            .arg(delivery.token.deliveries)
-            .arg(record::field(&item.node_id, &item.run_id))
-            .arg(record::parked(delivery))
-            .arg(&*record::line(&delivery.work_id))
-            .arg(lease::millis(until.saturating_duration_since(Instant::now())))
-            .arg(delivery.meta.first_entry(&delivery.entry).as_str())
-            .arg(meta)
-            .arg(Run::lines(item));
+        let place = Place { keys: &self.keys, group: &self.group, streams: &self.streams };
+        let mut call = aside::call(&PARK, place, delivery, meta, &[], 0);
+        call.arg(lease::millis(until.saturating_duration_since(Instant::now())));
         settle::answer(self.link.eval(&PARK, &call).await?).map(settle::Answer::settled)
     }
 
@@ -126,16 +104,19 @@ impl ParkingLot {
         Ok(moved)
     }
 
-    /// Work of `stream` that waits, the one that is due first leading, from the place `from` on.
-    pub async fn waiting(&self, stream: &str, from: usize, limit: usize) -> Result<Vec<Waiting>, RedisError> {
+    /// Work of `stream` that waits, some at a time; `from` is 0 at first, and the answer's is 0 after the last. What waits
+    /// from the first look to the last is met, whatever else comes and goes meanwhile; some of it perhaps twice.
+    pub async fn waiting(&self, stream: &str, from: u64, about: u64) -> Result<(u64, Vec<Waiting>), RedisError> {
         let what = "a look at parked work";
         let (parked, bodies) = (self.keys.parked(stream), self.keys.parked_bodies(stream));
-        let mut look = redis::cmd("ZRANGE");
-        look.arg(&parked).arg(from).arg((from + limit).saturating_sub(1));
-        let found: Vec<_> = reply::list(self.ask(&look, &parked).await?, what)?.into_iter().collect();
-        let firsts: Vec<String> = found.into_iter().filter_map(reply::text).collect();
+        let mut look = redis::cmd("ZSCAN");
+        look.arg(&parked).arg(from).arg("COUNT").arg(about);
+        let [next, found] = reply::tuple::<2>(self.ask(&look, &parked).await?, what)?;
+        let next = reply::number(&next).ok_or(RedisError::Unexpected { what })?;
+        // Each with its moment behind it.
+        let firsts: Vec<String> = reply::list(found, what)?.into_iter().step_by(2).filter_map(reply::text).collect();
         if firsts.is_empty() {
-            return Ok(Vec::new());
+            return Ok((next, Vec::new()));
         }
         let mut runs = redis::cmd("HMGET");
         runs.arg(&bodies);
@@ -144,7 +125,16 @@ impl ParkingLot {
         }
         let runs = reply::list(self.ask(&runs, &bodies).await?, what)?.into_iter();
         let runs = runs.map(|run| reply::text(run).as_deref().and_then(Run::parse).map(|run| (run.graph, run.node)));
-        Ok(firsts.into_iter().zip(runs).map(|(first, node)| Waiting { first, node }).collect())
+        Ok((next, firsts.into_iter().zip(runs).map(|(first, node)| Waiting { first, node }).collect()))
+    }
+
+    /// How much work of `stream` waits.
+    pub async fn count(&self, stream: &str) -> Result<u64, RedisError> {
+        let parked = self.keys.parked(stream);
+        let mut count = redis::cmd("ZCARD");
+        count.arg(&parked);
+        let count = self.ask(&count, &parked).await?;
+        reply::number(&count).ok_or(RedisError::Unexpected { what: "the number of parked work" })
     }
 
     /// Lets work that still waits be due at once. Gives the number of those for which that is news.
@@ -206,7 +196,7 @@ impl ParkingLot {
         call.arg(self.ttl_ms);
         for due in batch {
             let field = due.run.as_ref().map(|Run { node, run, .. }| record::field(node, run)).unwrap_or_default();
-            let work = WorkId::new(stream, &crate::domain::ids::EntryId::new(due.first.as_str()));
+            let work = WorkId::new(stream, &EntryId::new(due.first.as_str()));
             call.arg(&due.first).arg(field).arg(&*record::line(&work));
         }
         let answer = self.link.eval(&RETURN, &call).await?;
@@ -222,27 +212,4 @@ impl ParkingLot {
 struct Due {
     first: String,
     run: Option<Run>,
-}
-
-/// The names of one run, as they are kept where no JSON is read.
-pub(super) struct Run {
-    pub(super) graph: GraphId,
-    pub(super) node: NodeId,
-    pub(super) run: RunId,
-}
-
-impl Run {
-    /// The names of an item's run, a line each.
-    pub(super) fn lines(item: &WorkItem) -> String {
-        format!("{}\n{}\n{}", item.graph_id, item.node_id, item.run_id)
-    }
-
-    /// Reads the three lines.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.split('\n');
-        let graph = GraphId::new(lines.next()?).ok()?;
-        let node = NodeId::new(lines.next()?).ok()?;
-        let run = RunId::new(lines.next()?).ok()?;
-        Some(Self { graph, node, run })
-    }
 }

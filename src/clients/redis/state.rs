@@ -12,6 +12,7 @@ use crate::clients::redis::keys::Keys;
 use crate::clients::redis::layout::{self, Corrupt, Found};
 use crate::clients::redis::link::Link;
 use crate::clients::redis::reply::{self, Word};
+use crate::clients::redis::resumption::Resumption;
 use crate::clients::redis::script::Script;
 use crate::clients::redis::{cancel, lease, record};
 use crate::config::{Layout, StateConfig};
@@ -151,7 +152,11 @@ impl StateStore {
         let journal_key = self.keys.journal(&item.graph_id, &item.node_id, &item.run_id);
         let guess = self.guess();
         let mut call = self.open_call(delivery, &key, &journal_key);
-        call.arg("");
+        let resumption = Resumption::of(delivery);
+        match &resumption {
+            Some(resumption) => resumption.write(&mut call),
+            None => drop(call.arg("")),
+        }
         let (mut word, mut journal, mut read, mut order) = self.open_once(call, delivery, guess, wanted).await?;
         if let (Word::Missing, Some(creation)) = (word.0, Creation::of(delivery)) {
             let call = self.create_call(delivery, &key, &journal_key, creation);
@@ -182,6 +187,10 @@ impl StateStore {
         }
         let value = if form == guess { read? } else { self.link.query(&read_command(&key, form, wanted)).await? };
         self.documents.store(form == StateForm::String, Ordering::Relaxed);
+        if let (StateForm::String, Some(resumption), Some(document)) = (form, resumption, reply::as_bytes(&value)) {
+            // On the heap: few nodes need room for it.
+            Box::pin(resumption.into_document(&self.link, &self.group, &key, document)).await?;
+        }
         let found = parse(value, form, wanted, delivery.item.node_id.as_str())
             .map_err(|corrupt| StateError::corrupt(&key, corrupt))?;
         let Found { snapshot, config, status } = found;

@@ -1,11 +1,11 @@
 //! Nodes that wait for what others say: one script takes an entry out of its stream and asks, another puts a decision on
-//! record and lets the node be due. Bringing nodes back is the mover's, as for all parked work.
+//! record and lets the node be due. Bringing nodes back is the mover's, as for all parked work; looking through the
+//! questions is in [`super::open_questions`].
 //!
 //! The questions of a run and their answers stand in its journal, fields `w:{wait_id}:ask` and `w:{wait_id}:said`. Hash
 //! `{prefix}waits`: for each open question graph, node and run, a line each, so that it is found by its name alone; it
 //! may lag behind, and the journal decides. Stream `{prefix}waits:audit`: what was decided.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -15,22 +15,21 @@ use redis::Pipeline;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::clients::redis::aside::{self, Place};
 use crate::clients::redis::error::RedisError;
 use crate::clients::redis::keys::Keys;
 use crate::clients::redis::link::Link;
-use crate::clients::redis::parking::Run;
 use crate::clients::redis::reply;
 use crate::clients::redis::script::Script;
 use crate::clients::redis::settle::{self, Answer, Settled, Turns, WriteNode};
 use crate::clients::redis::stream::RawEntry;
-use crate::clients::redis::{fields, layout, lease, record};
+use crate::clients::redis::{layout, lease, record};
 use crate::config::Config;
 use crate::domain::event::{Event, EventType, Subject};
-use crate::domain::ids::{GraphId, NodeId, RunId};
 use crate::domain::journal::{ask_field, said_field};
 use crate::domain::outcome::Waiting;
 use crate::domain::settlement::WrittenWait;
-use crate::domain::wait::{self, Ask, Asked, Decision, Refusal, Said, WaitId};
+use crate::domain::wait::{self, Ask, Asked, Decision, Refusal, Said};
 use crate::domain::work::{Delivery, Meta};
 
 static WAIT: LazyLock<Script> = LazyLock::new(|| {
@@ -47,25 +46,8 @@ static DECIDE: LazyLock<Script> =
 /// How often a decision is judged anew because what it was judged by has changed. Questions only go forward, from open to
 /// decided to gone, so more would be a fault.
 const JUDGED: usize = 8;
-/// Questions that one look takes.
-const PAGE: usize = 500;
 /// Bytes of arguments, and of what goes with a decision, that the audit keeps whole.
 const AUDITED: usize = 8 << 10;
-/// Pages of the audit in which an answer is looked for.
-const AUDIT_PAGES: usize = 10;
-
-/// A question that may be open, and whose it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Open {
-    /// Its name.
-    pub wait_id: WaitId,
-    /// The graph.
-    pub graph_id: GraphId,
-    /// The node.
-    pub node_id: NodeId,
-    /// The identity.
-    pub run_id: RunId,
-}
 
 /// What became of a decision.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,8 +63,8 @@ pub enum Decided {
 /// Where nodes wait for others.
 #[derive(Debug, Clone)]
 pub struct WaitingRoom {
-    link: Link,
-    keys: Keys,
+    pub(super) link: Link,
+    pub(super) keys: Keys,
     group: Arc<str>,
     ttl_ms: u64,
     streams: Arc<[Arc<str>]>,
@@ -124,42 +106,20 @@ impl WaitingRoom {
 
     fn wait_call(&self, wait: &Wait<'_>, replace: Option<(&str, &str)>) -> redis::Cmd {
         let Wait { delivery, meta, waiting, written, write_state, .. } = *wait;
-        let (item, stream) = (&delivery.item, &delivery.stream);
-        let others = || self.streams.iter().filter(|other| *other != stream);
         let (old, new) = replace.unwrap_or_default();
         let bytes: usize = written.asks.iter().map(|ask| ask.ask_json.len() + ask.event_json.len()).sum();
-        let names = Run::lines(item);
-        let mut call = WAIT.call(9 + others().count(), bytes + old.len() + new.len() + 2048);
-        call.arg(&**stream)
-            .arg(self.keys.done(&item.graph_id))
-            .arg(self.keys.crashes(stream))
-            .arg(self.keys.parked(stream))
-            .arg(self.keys.parked_bodies(stream))
-            .arg(self.keys.state(&item.graph_id))
-            .arg(self.keys.journal(&item.graph_id, &item.node_id, &item.run_id))
-            .arg(self.keys.waits())
-            .arg(self.keys.events(EventType::NodeInputRequired));
-        for other in others() {
-            call.arg(&**other);
-        }
-        call.arg(&*self.group)
-            .arg(delivery.entry.as_str())
-            .arg(&*delivery.token.consumer)
-            .arg(delivery.token.deliveries)
-            .arg(record::field(&item.node_id, &item.run_id))
-            .arg(record::parked(delivery))
-            .arg(&*record::line(&delivery.work_id))
-            .arg(waiting.expires_at.as_millisecond())
-            .arg(delivery.meta.first_entry(&delivery.entry).as_str())
-            .arg(serde_json::to_string(meta).expect("a meta has string keys"))
-            .arg(&names);
+        let bytes = bytes + written.node_json.len() + old.len() + new.len();
+        let place = Place { keys: &self.keys, group: &self.group, streams: &self.streams };
+        let own = [self.keys.waits(), self.keys.events(EventType::NodeInputRequired)];
+        let mut call = aside::call(&WAIT, place, delivery, meta, &own, bytes);
+        call.arg(waiting.expires_at.as_millisecond());
         match waiting.until {
             Some(until) => call.arg(lease::millis(until.saturating_duration_since(Instant::now()))),
             None => call.arg(""),
         };
         call.arg(self.ttl_ms);
         if write_state {
-            call.arg(format!("{}{}", layout::NODE, item.node_id)).arg(&written.node_json);
+            call.arg(format!("{}{}", layout::NODE, delivery.item.node_id)).arg(&written.node_json);
         } else {
             call.arg("").arg("");
         }
@@ -169,8 +129,7 @@ impl WaitingRoom {
                 .arg(ask_field(&ask.wait_id))
                 .arg(&ask.ask_json)
                 .arg(said_field(&ask.wait_id))
-                .arg(&ask.event_json)
-                .arg(&names);
+                .arg(&ask.event_json);
         }
         call
     }
@@ -184,7 +143,7 @@ impl WaitingRoom {
         fits: impl Fn(&Ask, &Value) -> Result<(), String>,
     ) -> Result<Decided, RedisError> {
         let mut own: Option<Said> = None;
-        for _ in 0..JUDGED {
+        for tried in 1..=JUDGED {
             let Facts { asked, ended, parked, now } = self.facts(decision).await?;
             if let (Some(own), Ok(Some(Asked { said: Some(said), .. }))) = (&own, &asked)
                 && own == said
@@ -203,24 +162,40 @@ impl WaitingRoom {
             // The work that waits now goes on, whoever had asked first for the same run.
             let work = parked.as_deref().or(ask.map(|ask| ask.work_id.as_str()));
             let call = self.decide_call(decision, entry, ask, work, &judged, &said, now);
-            let answer = match self.link.eval(&DECIDE, &call).await {
-                Ok(answer) => answer,
+            match self.put(&call).await {
+                Ok(Put::Done) => return Ok(judged.map_or_else(Decided::Refused, |()| Decided::Counts)),
+                Ok(Put::Lost) => return Ok(Decided::Lost),
+                Ok(Put::Changed) => {}
                 // Without an entry nobody else will try this again.
-                Err(error) if entry.is_none() && error.is_outage() => continue,
+                Err(error) if entry.is_none() && error.is_outage() && tried < JUDGED => {}
                 Err(error) => return Err(error),
-            };
-            let unexpected = RedisError::Unexpected { what: "a decision" };
-            if let redis::Value::Array(parts) = answer {
-                return Err(RedisError::WrongType { key: parts.into_iter().nth(1).and_then(reply::text) });
-            }
-            match reply::as_bytes(&answer) {
-                Some(b"ok") => return Ok(judged.map_or_else(Decided::Refused, |()| Decided::Counts)),
-                Some(b"lost") => return Ok(Decided::Lost),
-                Some(b"changed") => {}
-                _ => return Err(unexpected),
             }
         }
         Err(RedisError::Unexpected { what: "a question that keeps changing" })
+    }
+
+    /// Puts on record what follows from a question that nobody answered in time, as a decision of nobody. Doing it
+    /// again, or when it is not so, does nothing.
+    pub async fn lapse(&self, ask: &Ask, said: &Said) -> Result<(), RedisError> {
+        let Ask { graph_id, node_id, run_id, wait_id, .. } = ask.clone();
+        let (action, by) = (said.action, said.by.clone());
+        let decision = Decision { graph_id, node_id, run_id, wait_id, action, content: None, by, note: None };
+        let now = Timestamp::now();
+        let call = self.decide_call(&decision, None, Some(ask), Some(&ask.work_id), &Ok(()), said, now);
+        self.put(&call).await.map(drop)
+    }
+
+    async fn put(&self, call: &redis::Cmd) -> Result<Put, RedisError> {
+        let answer = self.link.eval(&DECIDE, call).await?;
+        if let redis::Value::Array(parts) = answer {
+            return Err(RedisError::WrongType { key: parts.into_iter().nth(1).and_then(reply::text) });
+        }
+        match reply::as_bytes(&answer) {
+            Some(b"ok") => Ok(Put::Done),
+            Some(b"lost") => Ok(Put::Lost),
+            Some(b"changed") => Ok(Put::Changed),
+            _ => Err(RedisError::Unexpected { what: "a decision" }),
+        }
     }
 
     async fn facts(&self, decision: &Decision) -> Result<Facts, RedisError> {
@@ -269,7 +244,12 @@ impl WaitingRoom {
         let (stream, first) = work.and_then(|work| work.rsplit_once('/')).unwrap_or_default();
         let by_hand = || self.streams.first().map_or("", |stream| &**stream);
         let own = entry.map_or_else(by_hand, |entry| &*entry.stream);
-        let event = self.event(decision, entry, ask, judged, now);
+        let event = self.event(decision, entry, ask, judged, said, now);
+        let counts = match (judged, said.expired) {
+            (Ok(()), false) => "1",
+            (Ok(()), true) => "late",
+            (Err(_), _) => "0",
+        };
         let mut call = DECIDE.call(7, event.len() + 2048);
         call.arg(own)
             .arg(self.keys.crashes(own))
@@ -283,7 +263,7 @@ impl WaitingRoom {
             Some(entry) => call.arg(entry.entry.as_str()).arg(&*entry.token.consumer).arg(entry.token.deliveries),
             None => call.arg("").arg("").arg(0),
         };
-        call.arg(u8::from(judged.is_ok()))
+        call.arg(counts)
             .arg(wait_id.as_str())
             .arg(ask_field(wait_id))
             .arg(said_field(wait_id))
@@ -304,6 +284,7 @@ impl WaitingRoom {
         entry: Option<&RawEntry>,
         ask: Option<&Ask>,
         judged: &Result<(), Refusal>,
+        answer: &Said,
         now: Timestamp,
     ) -> String {
         let Decision { graph_id, node_id, run_id, wait_id, action, by, note, .. } = decision;
@@ -311,6 +292,9 @@ impl WaitingRoom {
             "graph_id": graph_id, "node_id": node_id, "wait_id": wait_id, "action": action,
             "accepted": judged.is_ok(), "kind": ask.map(|ask| ask.kind), "by": by, "note": note,
         });
+        if answer.expired {
+            data["expired"] = Value::from(true);
+        }
         if let Err(Refusal { code, message, said }) = judged {
             data["code"] = Value::from(*code);
             data["message"] = Value::from(message.as_str());
@@ -328,160 +312,6 @@ impl WaitingRoom {
         let id = uuid::Uuid::now_v7().to_string();
         Event::new(EventType::NodeDecision, id, Subject { graph_id, node_id, run_id }, now, &data, &metadata).to_json()
     }
-
-    /// How many questions are open, as far as the index knows.
-    pub async fn count(&self) -> Result<u64, RedisError> {
-        let mut command = redis::cmd("HLEN");
-        command.arg(self.keys.waits());
-        let length = self.link.query(&command).await?;
-        reply::number(&length).ok_or(RedisError::Unexpected { what: "the number of open questions" })
-    }
-
-    /// Forgets questions of a run that has ended.
-    pub async fn forget(&self, waits: &[WaitId]) -> Result<(), RedisError> {
-        if waits.is_empty() {
-            return Ok(());
-        }
-        let mut command = redis::cmd("HDEL");
-        command.arg(self.keys.waits());
-        for wait in waits {
-            command.arg(wait.as_str());
-        }
-        self.link.query(&command).await.map(drop)
-    }
-
-    /// Whose a question is.
-    pub async fn find(&self, wait: &WaitId) -> Result<Option<Open>, RedisError> {
-        let mut command = redis::cmd("HGET");
-        command.arg(self.keys.waits()).arg(wait.as_str());
-        let names = reply::text(self.link.query(&command).await?);
-        Ok(names.and_then(|names| open(wait.as_str(), &names)))
-    }
-
-    /// All questions that may be open, some at a time; `from` is 0 at first, and the answer's is 0 after the last.
-    pub async fn page(&self, from: u64) -> Result<(u64, Vec<Open>), RedisError> {
-        let what = "a look through the open questions";
-        let mut command = redis::cmd("HSCAN");
-        command.arg(self.keys.waits()).arg(from).arg("COUNT").arg(PAGE);
-        let [next, found] = reply::tuple::<2>(self.link.query(&command).await?, what)?;
-        let mut found = reply::list(found, what)?.into_iter();
-        let mut page = Vec::new();
-        while let (Some(wait), Some(names)) = (found.next(), found.next()) {
-            if let (Some(wait), Some(names)) = (reply::text(wait), reply::text(names)) {
-                page.extend(open(&wait, &names));
-            }
-        }
-        Ok((reply::number(&next).ok_or(RedisError::Unexpected { what })?, page))
-    }
-
-    /// These questions as they are kept; none for one that is gone, and an error for one that cannot be read.
-    pub async fn look(&self, waits: &[Open]) -> Result<Vec<Result<Option<Asked>, RedisError>>, RedisError> {
-        let mut found = Vec::with_capacity(waits.len());
-        for batch in waits.chunks(PAGE) {
-            let mut pipeline = Pipeline::with_capacity(batch.len());
-            for Open { wait_id, graph_id, node_id, run_id } in batch {
-                pipeline
-                    .cmd("HMGET")
-                    .arg(self.keys.journal(graph_id, node_id, run_id))
-                    .arg(ask_field(wait_id))
-                    .arg(said_field(wait_id));
-            }
-            for kept in self.link.pipeline(&pipeline).await? {
-                found.push(match kept {
-                    Ok(kept) => asked(kept),
-                    Err(error @ RedisError::WrongType { .. }) => Err(error),
-                    Err(error) => return Err(error),
-                });
-            }
-        }
-        Ok(found)
-    }
-
-    /// Questions that are open, some at a time, as [`Self::page`] finds them. The index is mended on the way.
-    pub async fn open(&self, from: u64) -> Result<(u64, Vec<Ask>), RedisError> {
-        let (next, page) = self.page(from).await?;
-        let (mut asks, mut gone) = (Vec::with_capacity(page.len()), Vec::new());
-        for (open, asked) in page.iter().zip(self.look(&page).await?) {
-            match asked {
-                Ok(Some(Asked { ask, said: None })) => asks.push(ask),
-                Ok(Some(_) | None) => gone.push(open.wait_id.clone()),
-                // Whoever asked it can read it; one question must not hide all others.
-                Err(error) => tracing::warn!(%error, wait_id = %open.wait_id, "a question cannot be read"),
-            }
-        }
-        self.forget(&gone).await?;
-        Ok((next, asks))
-    }
-
-    /// Forgets questions, some at a time, whose journal is gone or has their answer. Gives where to go on, as
-    /// [`Self::page`] does.
-    pub async fn mend(&self, from: u64) -> Result<u64, RedisError> {
-        let (next, page) = self.page(from).await?;
-        let mut pipeline = Pipeline::with_capacity(2 * page.len());
-        for Open { wait_id, graph_id, node_id, run_id } in &page {
-            let journal = self.keys.journal(graph_id, node_id, run_id);
-            pipeline.cmd("HEXISTS").arg(&journal).arg(ask_field(wait_id));
-            pipeline.cmd("HEXISTS").arg(&journal).arg(said_field(wait_id));
-        }
-        if page.is_empty() {
-            return Ok(next);
-        }
-        let mut found = self.link.pipeline(&pipeline).await?.into_iter();
-        let mut gone = Vec::new();
-        for open in page {
-            let mut is_there = || found.next().map_or(Ok(None), |answer| answer.map(|answer| reply::number(&answer)));
-            let (asked, said) = (is_there()?, is_there()?);
-            if asked == Some(0) || said == Some(1) {
-                gone.push(open.wait_id);
-            }
-        }
-        self.forget(&gone).await?;
-        Ok(next)
-    }
-
-    /// What the audit says of a question that is not open any more, if it was answered lately.
-    pub async fn audited(&self, wait: &WaitId) -> Result<Option<Value>, RedisError> {
-        let what = "the audit of decisions";
-        let mut end = String::from("+");
-        for _ in 0..AUDIT_PAGES {
-            let mut command = redis::cmd("XREVRANGE");
-            command.arg(self.keys.audit()).arg(&end).arg("-").arg("COUNT").arg(PAGE);
-            let entries = reply::list(self.link.query(&command).await?, what)?;
-            let full = entries.len() == PAGE;
-            for entry in entries {
-                let (id, fields) = fields::entry(entry)?;
-                let line: Value = serde_json::from_slice(&fields.data.unwrap_or_default()).unwrap_or_default();
-                if line["wait_id"] == wait.as_str() {
-                    return Ok(Some(line));
-                }
-                end = format!("({id}");
-            }
-            if !full {
-                break;
-            }
-        }
-        Ok(None)
-    }
-
-    /// Lets the waiting nodes of a graph be due at once, or one of them. Gives their number.
-    pub async fn wake(&self, graph: &GraphId, node: Option<&NodeId>) -> Result<usize, RedisError> {
-        let (mut from, mut woken) = (0, BTreeSet::new());
-        loop {
-            let (next, mut page) = self.page(from).await?;
-            page.retain(|open| open.graph_id == *graph && node.is_none_or(|node| open.node_id == *node));
-            for asked in self.look(&page).await?.into_iter().filter_map(Result::ok).flatten() {
-                let Some((stream, first)) = asked.ask.origin() else { continue };
-                let mut command = redis::cmd("ZADD");
-                command.arg(self.keys.parked(stream)).arg("XX").arg(0).arg(first);
-                self.link.query(&command).await?;
-                woken.insert(asked.ask.work_id);
-            }
-            from = next;
-            if from == 0 {
-                return Ok(woken.len());
-            }
-        }
-    }
 }
 
 /// What a decision is judged by.
@@ -494,6 +324,16 @@ struct Facts {
     parked: Option<String>,
     /// The server's clock.
     now: Timestamp,
+}
+
+/// What the script said of an answer.
+enum Put {
+    /// It is on record, or what it does not count for is told.
+    Done,
+    /// The entry that it came by is not ours any more.
+    Lost,
+    /// The question is not as it was.
+    Changed,
 }
 
 /// A node that begins to wait.
@@ -513,13 +353,8 @@ impl WriteNode for Wait<'_> {
     }
 }
 
-fn open(wait: &str, names: &str) -> Option<Open> {
-    let Run { graph, node, run } = Run::parse(names)?;
-    Some(Open { wait_id: WaitId::from_text(wait), graph_id: graph, node_id: node, run_id: run })
-}
-
 /// A question and its answer as they stand in the journal.
-fn asked(kept: redis::Value) -> Result<Option<Asked>, RedisError> {
+pub(super) fn asked(kept: redis::Value) -> Result<Option<Asked>, RedisError> {
     let what = "a question in a journal";
     let [ask, said] = reply::tuple::<2>(kept, what)?;
     let Some(ask) = reply::bytes(ask) else { return Ok(None) };

@@ -35,7 +35,7 @@ fn keep(script: &Script, waiting: &Waiting) {
 
 fn said(action: Action, content: Option<Value>, note: Option<&str>) -> Value {
     let (by, note) = (Some(String::from("ann")), note.map(str::to_owned));
-    json!(Said { action, content, by, note, at: Timestamp::UNIX_EPOCH })
+    json!(Said { action, content, by, note, at: Timestamp::UNIX_EPOCH, expired: false })
 }
 
 fn decide(script: &Script, ask: &Ask, said: &Value) {
@@ -229,7 +229,59 @@ async fn when_the_time_to_decide_is_over_the_node_fails_or_takes_the_chosen_way(
             _ => assert_eq!(called(&script).last(), Some(&(String::from("pay"), json!({"amount": 200})))),
         }
         assert_eq!(script.requests.borrow().len(), if expected == "wait_expired" { 1 } else { 2 });
+        // What was chosen is on record like anybody's word.
+        let field = said_field(&ask.wait_id);
+        let said = script.journal.names().contains(&field).then(|| script.journal.field(&field)["expired"].clone());
+        assert_eq!(said, (expected != "wait_expired").then_some(Value::Bool(true)));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_cannot_agree_by_itself_to_what_the_worker_wants_a_word_on() {
+    let rules = || Arc::new(Rules::of_settings([("srv/pay", "always")]).expect("rules"));
+    let config = || {
+        let mut config = agent(json!(["pay"]));
+        config["wait"] = json!({"on_expiry": "accept"});
+        config
+    };
+    let on_expiry = async |settings: &ModeSettings| {
+        let report = shop().run_with(settings, json!({"config": config()})).await;
+        (waiting(&report).asks[0].on_expiry, report.warnings.len())
+    };
+    assert_eq!(on_expiry(&settings()).await, (OnExpiry::Accept, 0), "it is the node's own rule");
+    let strict = ModeSettings { approve: rules(), ..settings() };
+    assert_eq!(on_expiry(&strict).await, (OnExpiry::Fail, 1));
+    let wait = WaitConfig { on_expiry: OnExpiry::Accept, ..settings().wait };
+    assert_eq!(on_expiry(&ModeSettings { wait, approve: rules(), ..settings() }).await, (OnExpiry::Accept, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_comes_back_at_its_deadline_does_not_wait_again_because_a_clock_is_behind() {
+    let script = shop();
+    let hour = SignedDuration::from_hours(1);
+    let item = || json!({"config": agent(json!(["pay"])), "deadline": Timestamp::now() + hour});
+    let report = script.run_with(&settings(), item()).await;
+    let ask = &waiting(&report).asks[0];
+    let left = ask.expires_at.duration_since(ask.asked_at);
+    assert!(left <= hour && left > hour / 2, "an answer behind the deadline would be of no use: {left}");
+    keep(&script, waiting(&report));
+    // The server's clock is two hours ahead of this one's.
+    let mut back = crate::domain::work::Delivery::clone(&delivery(item()));
+    let there = (Timestamp::now() + hour + hour).as_millisecond();
+    back.entry = crate::domain::ids::EntryId::new(format!("{there}-0"));
+    back.meta.since = Some(Timestamp::now());
+    back.meta.asked_at = Some(Timestamp::now());
+    let report = run_node(&script, &settings(), &Arc::new(back), &Cancel::new()).await;
+    assert_eq!(code(&report), ("permanent", "deadline_exceeded"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_in_a_node_without_tools_are_an_error_and_not_a_promise() {
+    let script = shop();
+    let report = script.run(json!({"llm_config": {"prompt": "Pay"}, "approve": ["pay"]})).await;
+    assert_eq!(code(&report), ("configuration", "invalid_config"));
+    assert!(failure(&report).message.contains("`approve`"), "{}", failure(&report).message);
+    assert!(script.requests.borrow().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,6 +53,8 @@ async fn people_see_what_is_asked_and_decide_by_its_name() {
     let (_, table, text) = said(&bed, &["waits", "list"]).await;
     assert!(table.printed().contains("calculate {\"expression\":\"6 * 7\"}"), "{}", table.printed());
     assert!(text.contains("3 open questions"), "{text}");
+    let (_, status, _) = said(&bed, &["status"]).await;
+    assert!(status.printed().contains("3 questions are open"), "{}", status.printed());
 
     let name = |node: &str| {
         let ask = all.iter().find(|ask| ask["node_id"] == node).expect("it asks");
@@ -128,6 +130,10 @@ async fn the_api_shows_and_decides_for_who_has_the_token() {
     assert_eq!(get(&worker, "/api/waits", None).await.0, 401, "questions show what tools are called with");
     let (status, found) = get(&worker, "/api/waits?graph=g", Some(TOKEN)).await;
     assert_eq!((status, &found["total"]), (200, &json!(2)));
+    let (_, one) = get(&worker, "/api/waits?limit=1", Some(TOKEN)).await;
+    assert_eq!((&one["total"], &one["waits"][0]), (&json!(2), &found["waits"][0]), "the one that is due first");
+    let (status, told) = get(&worker, "/api/waits?limit=many", Some(TOKEN)).await;
+    assert!(status == 400 && told["error"].as_str().is_some_and(|error| error.contains("query")), "{status} {told}");
     let name = |node: &str| {
         let asks = found["waits"].as_array().expect("a list");
         let ask = asks.iter().find(|ask| ask["node_id"] == node).expect("it asks");
@@ -157,6 +163,9 @@ async fn the_api_shows_and_decides_for_who_has_the_token() {
     assert_eq!(status, 200);
     let events = bed.ended(2).await;
     assert!(events.iter().any(|event| event["type"] == "node.completed"));
+    for (result, count) in [("accepted", 2.0), ("already_decided", 1.0), ("content_invalid", 1.0)] {
+        assert_eq!(worker.metric("executor_wait_decisions_total", &[result]).await, count, "{result}");
+    }
     assert_eq!(get(&worker, "/api/waits/wait_nobody", Some(TOKEN)).await.0, 404);
     let (status, _) = post(&worker, "/api/waits/wait_nobody/approve", &json!({}), Some(TOKEN)).await;
     assert_eq!(status, 404);

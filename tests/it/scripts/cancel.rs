@@ -137,6 +137,32 @@ async fn a_large_document_is_read_more_rarely_and_still_found() {
 }
 
 #[tokio::test]
+async fn a_document_that_is_looked_at_in_parts_is_not_met_anew_with_each() {
+    let world = World::new().await;
+    let (mut watch, state) = (watch(&world), world.key("state:g"));
+    let document = format!(r#"{{"padding":"{}","status":"cancelled"}}"#, "x".repeat(200 * 1024));
+    world.redis::<()>(&["SET", &state, &document]).await;
+    let parts = [[(graph("g"), node("n"))], [(graph("other"), node("n"))]];
+    let mut rounds = 0;
+    'found: loop {
+        rounds += 1;
+        assert!(rounds < 10, "a document of 200 KiB is read every fourth time");
+        for part in &parts {
+            if watch.look_at_some(part).await.expect("an answer")[0].is_some() {
+                break 'found;
+            }
+        }
+        watch.forget_others();
+    }
+    // It is met anew after a round without it.
+    assert_eq!(watch.look_at_some(&parts[1]).await.expect("an answer"), [None]);
+    watch.forget_others();
+    watch.look_at_some(&parts[1]).await.expect("an answer");
+    watch.forget_others();
+    assert_eq!(watch.look_at_some(&parts[0]).await.expect("an answer"), [None]);
+}
+
+#[tokio::test]
 async fn something_else_under_the_name_of_the_orders_is_named() {
     let world = World::new().await;
     let key = world.key("cancel:g");

@@ -90,6 +90,40 @@ async fn parked_work_leaves_the_stream_and_comes_back_under_its_first_id_when_it
 }
 
 #[tokio::test]
+async fn a_look_through_what_waits_passes_nothing_over_whatever_comes_and_goes() {
+    const STAY: usize = 2000;
+    let world = World::new().await;
+    let worker = world.worker("w:1");
+    let (parked, bodies) = (world.keys.parked(&world.stream), world.keys.parked_bodies(&world.stream));
+    let mut put = redis::pipe();
+    for at in 0..STAY {
+        // Many are due at one moment, as the nodes of a graph with a deadline are.
+        put.cmd("ZADD").arg(&parked).arg(at / 900).arg(format!("{at}-0")).ignore();
+        put.cmd("HSET").arg(&bodies).arg(format!("{at}-0:run")).arg(format!("g\nn{at}\nr")).ignore();
+    }
+    put.exec_async(&mut world.raw.clone()).await.expect("the server takes it");
+    let (mut from, mut seen, mut looks) = (0, HashSet::new(), 0);
+    loop {
+        let (next, page) = worker.parking.waiting(&world.stream, from, 100).await.expect("an answer");
+        seen.extend(page.iter().filter_map(|waiting| waiting.node.clone()).map(|(_, node)| node.to_string()));
+        looks += 1;
+        // What is due first comes and goes, before and behind the place of the look.
+        let mut change = redis::pipe();
+        for at in 0..50 {
+            change.cmd("ZADD").arg(&parked).arg(0).arg(format!("{looks}-{}", at + 1)).ignore();
+            change.cmd("ZREM").arg(&parked).arg(format!("{}-{}", looks - 1, at + 1)).ignore();
+        }
+        change.exec_async(&mut world.raw.clone()).await.expect("the server takes it");
+        from = next;
+        if from == 0 {
+            break;
+        }
+    }
+    assert_eq!((seen.len(), looks > 5), (STAY, true), "{looks} looks");
+    assert!(worker.parking.count(&world.stream).await.expect("an answer") >= STAY as u64);
+}
+
+#[tokio::test]
 async fn work_may_wait_again_and_again_under_one_id() {
     let world = World::new().await;
     let (mut worker, first) = running(&world).await;

@@ -216,9 +216,9 @@ fn a_takeover_of_what_has_changed_hands_is_found_out() {
 #[test]
 fn parked_work_that_comes_back_wrongly_is_found_out() {
     all_are_found_out(&[
-        breach(0, "park", "return record == ARGV[6] and 'again' or 'lost' end", "return 'lost' end"),
-        breach(0, "aside", "redis.call('HSET', run.done, run.field, run.record)", ""),
-        breach(0, "aside", "redis.call('PERSIST', run.state)", ""),
+        breach(0, "aside", "return record == ARGV[6] and 'again' or 'lost' end", "return 'lost' end"),
+        breach(0, "aside", "redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])", ""),
+        breach(0, "aside", "redis.call('PERSIST', KEYS[6])", ""),
         breach(2, "return", "if due and tonumber(due) <= now and", "if"),
         breach(0, "return", "if due and tonumber(due) <= now and redis.call('ZREM', KEYS[2], first) == 1 then", "do"),
         breach(0, "return", "string.sub(facts[1], 1, #parked) == parked", "false"),
@@ -231,6 +231,7 @@ fn a_wait_for_somebody_that_goes_wrong_is_found_out() {
         breach(0, "wait", "redis.call('HSETNX', KEYS[7], 'hdr', ARGV[18])", ""),
         breach(0, "wait", "redis.call('HSET', KEYS[6], ARGV[14], ARGV[15])", ""),
         breach(0, "decide", "redis.call('HSET', KEYS[3], ARGV[8], ARGV[9])", ""),
+        breach(0, "open", "redis.call('HSET', KEYS[2], ARGV[10], ARGV[13])", ""),
     ]);
 }
 

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 
 use super::{GROUP, ITEM, Worker, World};
 
+/// The state of a node that waits.
+const WAITS: &str = r#"{"node_id":"n","status":"waiting","run_id":"r"}"#;
+
 fn ask(delivery: &Delivery, name: &str) -> Ask {
     let item = &delivery.item;
     Ask {
@@ -56,7 +59,7 @@ fn written(waiting: &Waiting) -> WrittenWait {
         ask_json: json!(ask).to_string(),
         event_json: json!({"asks": ask.wait_id}).to_string(),
     });
-    WrittenWait { node_json: String::from(r#"{"node_id":"n","status":"waiting"}"#), asks: asks.collect() }
+    WrittenWait { node_json: String::from(WAITS), asks: asks.collect() }
 }
 
 fn meta(delivery: &Delivery) -> Meta {
@@ -215,6 +218,93 @@ async fn what_does_not_count_is_told_and_changes_nothing() {
     assert!(!world.redis::<bool>(&["EXISTS", &world.keys.audit()]).await, "only what counts is audited");
 }
 
+#[tokio::test]
+async fn what_follows_when_nobody_answers_is_put_on_record_once_and_not_before_its_time() {
+    let world = World::new().await;
+    let (worker, ours) = running(&world).await;
+    let early = Ask { on_expiry: OnExpiry::Accept, ..ask(&ours, "wait_a") };
+    let late = Ask { expires_at: Timestamp::now() - SignedDuration::from_secs(1), ..ask(&ours, "wait_b") };
+    let late = Ask { on_expiry: OnExpiry::Reject, ..late };
+    wait(&worker, &ours, &[early.clone(), late.clone()]).await;
+    for ask in [&early, &late, &late] {
+        let said = Asked { ask: ask.clone(), said: None }.lapsed(ask.expires_at).expect("something was chosen");
+        worker.waiting.lapse(ask, &said).await.expect("an answer");
+    }
+    let journal: Vec<String> = world.redis(&["HKEYS", &world.key("journal:g:n:r")]).await;
+    assert!(
+        journal.contains(&said_field(&late.wait_id)) && !journal.contains(&said_field(&early.wait_id)),
+        "{journal:?}"
+    );
+    let told = told(&world, EventType::NodeDecision).await;
+    assert_eq!(
+        (told.len(), &told[0]["data"]["wait_id"], &told[0]["data"]["expired"]),
+        (1, &json!("wait_b"), &json!(true))
+    );
+    let audit: Vec<(String, Vec<String>)> = world.redis(&["XRANGE", &world.keys.audit(), "-", "+"]).await;
+    let line: Value = serde_json::from_str(&audit[0].1[1]).expect("JSON");
+    assert_eq!((audit.len(), &line["action"], &line["expired"]), (1, &json!("reject"), &json!(true)));
+    let index: Vec<String> = world.redis(&["HKEYS", &world.keys.waits()]).await;
+    assert_eq!(index, ["wait_a"]);
+    let decided = decide(&worker, &decision(&late, Action::Accept, "ann")).await;
+    let Decided::Refused(refusal) = decided else { panic!("{decided:?}") };
+    assert_eq!((refusal.code, refusal.said.map(|said| said.expired)), ("already_decided", Some(true)));
+    // A question that is gone has no answer.
+    world.redis::<()>(&["DEL", &world.key("journal:g:n:r")]).await;
+    let said = Asked { ask: late.clone(), said: None }.lapsed(late.expires_at).expect("something was chosen");
+    worker.waiting.lapse(&late, &said).await.expect("an answer");
+    assert!(!world.redis::<bool>(&["EXISTS", &world.key("journal:g:n:r")]).await);
+}
+
+/// The state of the node after it came back and was opened.
+async fn reopened(world: &World, state: &str) -> Value {
+    let (mut worker, ours) = running(world).await;
+    let ask = ask(&ours, "wait_a");
+    wait(&worker, &ours, std::slice::from_ref(&ask)).await;
+    if !state.is_empty() {
+        world.redis::<()>(&["HSET", &world.key("state:g"), "node:n", state]).await;
+    }
+    decide(&worker, &decision(&ask, Action::Accept, "ann")).await;
+    assert_eq!(returned(world, &worker).await, 1);
+    let back = worker.read_one().await;
+    worker.store.open(&back, &Wanted::default()).await.expect("an answer");
+    serde_json::from_str(&world.redis::<String>(&["HGET", &world.key("state:g"), "node:n"]).await).expect("JSON")
+}
+
+#[tokio::test]
+async fn a_node_that_goes_on_runs_and_what_others_wrote_meanwhile_stays() {
+    let state = reopened(&World::new().await, "").await;
+    assert_eq!((&state["status"], &state["run_id"], &state["node_id"]), (&json!("running"), &json!("r"), &json!("n")));
+    for state in [
+        r#"{"node_id":"n","status":"completed","output":{"status":"waiting"},"run_id":"r"}"#,
+        r#"{"node_id":"n","status":"waiting","run_id":"r2"}"#,
+        r#"{"output":{"node_id":"n","status":"waiting","run_id":"r"}}"#,
+    ] {
+        let found = reopened(&World::new().await, state).await;
+        assert_eq!(found, serde_json::from_str::<Value>(state).expect("JSON"));
+    }
+}
+
+#[tokio::test]
+async fn a_document_shows_that_its_node_goes_on_and_keeps_what_others_wrote() {
+    let world = World::new().await;
+    let document = r#"{"status":"running","other":1.10,"node_states":{"m":{"status":"completed"}}}"#;
+    world.redis::<()>(&["SET", &world.key("state:g"), document, "PX", "100000"]).await;
+    let (mut worker, ours) = world.worker_with("w:1", ITEM).await;
+    worker.store.open(&ours, &Wanted::default()).await.expect("an answer");
+    let ask = ask(&ours, "wait_a");
+    wait(&worker, &ours, std::slice::from_ref(&ask)).await;
+    decide(&worker, &decision(&ask, Action::Accept, "ann")).await;
+    assert_eq!(returned(&world, &worker).await, 1);
+    let back = worker.read_one().await;
+    worker.store.open(&back, &Wanted::default()).await.expect("an answer");
+    let text: String = world.redis(&["GET", &world.key("state:g")]).await;
+    assert!(text.contains(r#""n":{"node_id":"n","status":"running""#) && text.contains(r#""other":1.10"#), "{text}");
+    assert!(world.ttl(&world.key("state:g")).await > 0, "it expires as before");
+    // Once more, as by a worker that takes it over: there is nothing to change.
+    worker.store.open(&back, &Wanted::default()).await.expect("an answer");
+    assert_eq!(world.redis::<String>(&["GET", &world.key("state:g")]).await, text);
+}
+
 /// A decision that came by the stream, read as a worker reads.
 async fn came(world: &World, worker: &mut Worker, decision: &Decision) -> (RawEntry, Decision) {
     world.submit(&decision.to_json()).await;
@@ -297,7 +387,7 @@ async fn a_document_shows_that_its_node_waits_whoever_else_writes_it() {
     worker.store.open(&ours, &Wanted::default()).await.expect("an answer");
     assert_eq!(wait(&worker, &ours, &[ask(&ours, "wait_a")]).await, Settled::Done);
     let document: String = world.redis(&["GET", &world.key("state:g")]).await;
-    assert!(document.contains(r#""n":{"node_id":"n","status":"waiting"}"#), "{document}");
+    assert!(document.contains(&format!(r#""n":{WAITS}"#)), "{document}");
     assert!(document.contains(r#""other":1.10"#) && document.contains(r#""m":{"status":"completed"}"#), "{document}");
     assert_eq!(world.ttl(&world.key("state:g")).await, -1);
 }
@@ -385,7 +475,7 @@ async fn a_question_that_cannot_be_read_is_told_to_who_decides_and_hides_no_othe
     let journal = world.key("journal:g:n:r");
     world.redis::<()>(&["HSET", &journal, "w:wait_odd:ask", r#"{"kind":"of tomorrow"}"#]).await;
     assert_eq!(refusal(decide(&worker, &decision(&odd, Action::Accept, "ann")).await), "question_unreadable");
-    let (_, open) = worker.waiting.open(0).await.expect("an answer");
+    let (_, open) = worker.waiting.open(0, |_| true).await.expect("an answer");
     assert_eq!(open.iter().map(|ask| ask.wait_id.as_str()).collect::<Vec<_>>(), ["wait_plain"]);
     assert!(world.redis::<bool>(&["HEXISTS", &world.keys.waits(), "wait_odd"]).await, "whoever can read it finds it");
     assert!(matches!(decide(&worker, &decision(&plain, Action::Accept, "ann")).await, Decided::Counts));

@@ -115,7 +115,15 @@ pub enum Answer {
 /// The header of a journal that begins with a question.
 pub const HEADER: &str = r#"{"v":1}"#;
 /// The state of a node that waits for somebody.
-pub const WAITS: &str = r#"{"status":"waiting"}"#;
+pub fn waits(run: usize) -> String {
+    format!(r#"{{"node_id":"n{run}","status":"waiting","run_id":"r"}}"#)
+}
+
+/// The state of the same node once it goes on.
+fn goes_on(run: usize, work: &str) -> String {
+    let beginning = format!(r#"{{"node_id":"n{run}","status":"running","started_at":"1970-01-01T00:00:00Z""#);
+    format!(r#"{beginning},"run_id":"r","metadata":{{"work_id":"{work}"}}}}"#)
+}
 
 /// An answer, whatever its words are.
 pub const SAID: &str = "said";
@@ -238,6 +246,9 @@ impl Model {
             return (Answer::Duplicate, BTreeMap::new());
         }
         self.runs[run].record = Record::Running { work: at, entry };
+        if self.works[at].meta.asked_at.is_some() && self.runs[run].node_state == Some(waits(run)) {
+            self.runs[run].node_state = Some(goes_on(run, self.name(at).as_str()));
+        }
         (Answer::Done, self.runs[run].journal.clone())
     }
 
@@ -338,10 +349,11 @@ impl Model {
         let said = asked.as_ref().is_some_and(|asked| self.runs[run].journal.contains_key(&asked.said));
         self.drop_entry(at, Place::Parked { due: due || said });
         if let Some(Question { ask, question, .. }) = asked {
+            let state = waits(run);
             let run = &mut self.runs[run];
             run.journal.entry(String::from("hdr")).or_insert_with(|| String::from(HEADER));
             run.journal.entry(ask).or_insert(question);
-            run.node_state = Some(String::from(WAITS));
+            run.node_state = Some(state);
         }
         self.works[at].meta = meta;
         self.runs[run].record = record;

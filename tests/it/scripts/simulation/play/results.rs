@@ -8,7 +8,7 @@ use da_node_executor::domain::wait::{Action, Ask, AskedBy, Decision, Kind, OnExp
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-use super::super::model::{HEADER, Question, WAITS};
+use super::super::model::{HEADER, Question, waits};
 use super::*;
 
 /// The one question of a run, the same whoever asks it.
@@ -160,12 +160,15 @@ impl Play<'_> {
             origin: Some(item.meta.origin.clone().unwrap_or_else(|| item.entry.to_string())),
             attempt: item.meta.attempt + 1,
             crashes: item.crashes,
+            since: Some(Timestamp::UNIX_EPOCH),
+            asked_at: asks.then_some(Timestamp::UNIX_EPOCH),
             ..item.meta.clone()
         };
         let wait = if due { Duration::ZERO } else { Duration::from_secs(3600) };
         let process = &mut self.processes[worker];
         process.held[at].sent = Some(Sent::Park { due, asks });
-        let ask = question(self.model.works[holding.work].run.ok_or("only what was understood waits")?);
+        let run = self.model.works[holding.work].run.ok_or("only what was understood waits")?;
+        let ask = question(run);
         let question = json!(ask).to_string();
         let answer = if asks {
             let now = Timestamp::now();
@@ -180,7 +183,7 @@ impl Play<'_> {
             };
             let written =
                 WrittenAsk { wait_id: ask.wait_id.clone(), ask_json: question.clone(), event_json: String::from("{}") };
-            let written = WrittenWait { node_json: String::from(WAITS), asks: vec![written] };
+            let written = WrittenWait { node_json: waits(run), asks: vec![written] };
             process.tools.waiting.wait(item, &meta, &waiting, &written, true).await
         } else {
             process.tools.parking.park(item, &meta, Instant::now() + wait).await
