@@ -63,6 +63,10 @@ async fn a_tool_of_the_era_of_sessions_gets_the_answer_of_a_person() {
     assert_eq!(data["schema"]["properties"]["seat"]["type"], "string");
     bed.settled().await;
     assert_eq!(worker.metric("executor_items_in_flight", &[]).await, 0.0, "nothing is held while a person thinks");
+    let wait_id = data["wait_id"].as_str().expect("a name");
+    let edit = bed.worker("cli").argument("approve").argument(wait_id).argument("--edit").argument("{}").start();
+    let (code, text) = edit.ends().await;
+    assert!(code == Some(2) && text.contains("--content"), "arguments are no answer: {text}");
     decide(&bed, &event, json!({"action": "accept", "content": {"seat": 12}})).await;
     assert_eq!(refused(&bed).await, "content_invalid");
     decide(&bed, &event, json!({"action": "accept", "content": {"seat": "12A"}})).await;

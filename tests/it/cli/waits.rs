@@ -40,7 +40,8 @@ async fn listed(bed: &Bed, arguments: &[&str]) -> Vec<Value> {
 #[tokio::test]
 async fn people_see_what_is_asked_and_decide_by_its_name() {
     let bed = Bed::new().await;
-    let _worker = bed.worker("w1").set("retry.park_after", "100ms").start().ready().await;
+    let worker = bed.worker("w1").set("retry.park_after", "100ms").start().ready().await;
+    assert_eq!(get(&worker, "/api/waits", Some(TOKEN)).await.0, 403, "no token opens what has none");
     for (graph, node) in [("g", "a"), ("g", "b"), ("h", "c")] {
         bed.submit(&item(graph, node)).await;
     }
