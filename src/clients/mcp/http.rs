@@ -5,6 +5,7 @@ mod link;
 mod old;
 mod refusal;
 mod stream;
+mod tails;
 
 use std::future::{Future, ready};
 use std::pin::pin;
@@ -34,6 +35,7 @@ pub(super) use link::is_loopback;
 use link::{HttpLink, media_type};
 pub(super) use old::OldSseService;
 pub(super) use refusal::retry_after;
+use tails::Tails;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -67,6 +69,8 @@ struct Inner {
     pending: Arc<Pending>,
     /// Whether the server's own stream is open was found out, or is not waited for any more.
     settled: CancellationToken,
+    /// Streams of answers whose end is still to come.
+    tails: Arc<Tails>,
 }
 
 /// What one event stream has to bring.
@@ -86,7 +90,8 @@ impl HttpService {
         let (session, version) = (OnceLock::new(), OnceLock::new());
         let (proven, lost) = (AtomicBool::new(false), AtomicBool::new(false));
         let settled = CancellationToken::new();
-        Ok(Self { inner: Arc::new(Inner { link, session, version, proven, lost, pending, settled }) })
+        let tails = Arc::default();
+        Ok(Self { inner: Arc::new(Inner { link, session, version, proven, lost, pending, settled, tails }) })
     }
 
     /// The version of the session, sent along from now on.
@@ -159,6 +164,7 @@ impl Inner {
         if self.inbox().closed().is_cancelled() {
             return Err(self.link.closed("the session has ended", false));
         }
+        self.tails.settle().await;
         let body = serde_json::to_string(&request).expect("messages serialise");
         if let Dialect::Modern(version) = flight.plan().dialect {
             let post = modern(self.link.request(Method::POST), version, &request.method, flight.plan()).body(body);
@@ -194,7 +200,7 @@ impl Inner {
     ) -> Result<Box<RawValue>, McpError> {
         let response = self.link.send(post, flight).await?;
         if !response.status().is_success() {
-            return Err(self.refused(response, flight, false).await);
+            return Err(Box::pin(self.refused(response, flight, false)).await);
         }
         if method == wire::INITIALIZE {
             if let Some(session) = response.headers().get(SESSION_ID) {
@@ -266,4 +272,29 @@ fn modern(request: RequestBuilder, version: &str, method: &str, plan: &FlightPla
         request = request.header(name, value);
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::McpServerConfig;
+
+    /// The size of a future that is never made.
+    fn size_of<Argument, Made>(_: impl FnOnce(Argument) -> Made) -> usize {
+        std::mem::size_of::<Made>()
+    }
+
+    #[test]
+    fn a_thousand_requests_under_way_take_little_memory() {
+        let url = "http://127.0.0.1:1/mcp";
+        let endpoint = Endpoint::new("s", McpServerConfig { url: Some(url.to_owned()), ..McpServerConfig::default() });
+        let service = HttpService::new(url, &endpoint, Inbox::new(Arc::from("s"), None)).expect("nothing is sent yet");
+        let (inner, flight) = (&service.inner, FlightPlan::tool("t", SIDE_LIMIT, SIDE_LIMIT).start());
+        let request = size_of(|request| inner.exchange(request));
+        let stream = size_of(|response| inner.follow(response, 1, &flight));
+        assert!(
+            request < 2048 && stream < 2560,
+            "{request} bytes for a request, {stream} more for the stream of its answer"
+        );
+    }
 }

@@ -85,13 +85,24 @@ impl HttpLink {
         self.http.request(method, url)
     }
 
-    /// Sends a request, authorised; again if it is refused for want of that and the authoriser can do better.
+    /// Sends a request, authorised where that is configured.
     pub(in super::super) async fn send(&self, request: RequestBuilder, flight: &Flight) -> Result<Response, McpError> {
-        let Some(authorize) = &self.authorize else {
-            flight.leave();
-            return request.send().await.map_err(|error| self.broken_off(&error, flight));
-        };
-        let mut request = request;
+        match &self.authorize {
+            Some(authorize) => Box::pin(self.send_authorized(request, flight, &**authorize)).await,
+            None => {
+                flight.leave();
+                request.send().await.map_err(|error| self.broken_off(&error, flight))
+            }
+        }
+    }
+
+    /// Sends a request, authorised; again if it is refused for want of that and the authoriser can do better.
+    async fn send_authorized(
+        &self,
+        mut request: RequestBuilder,
+        flight: &Flight,
+        authorize: &dyn Authorize,
+    ) -> Result<Response, McpError> {
         let mut challenges = 0;
         loop {
             let again = request.try_clone();

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use reqwest::header::{ACCEPT, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
@@ -31,9 +30,6 @@ const RESUME_PAUSE_MIN: Duration = Duration::from_millis(20);
 const RESUME_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the first call waits for the server's own stream: some send its head with the first event alone.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
-/// How long the end of a stream may take to come after the answer, and what may come before it, in bytes.
-const REST_LIMIT: Duration = Duration::from_secs(1);
-const MAX_REST: usize = 16 * 1024;
 
 impl Inner {
     /// Reads an event stream to the answer, over as many connections as the server makes of it.
@@ -69,11 +65,12 @@ impl Inner {
             }
             sleep(decoder.retry().unwrap_or(RESUME_PAUSE).clamp(RESUME_PAUSE_MIN, RESUME_PAUSE_MAX)).await;
             decoder.restart();
-            match self.open_stream(Some(last)).await {
+            // What few calls need is not a part of every call's memory.
+            match Box::pin(self.open_stream(Some(last))).await {
                 Ok(stream) if stream.status().is_success() && media_type(&stream) == EVENT_STREAM => {
                     response = Some(stream);
                 }
-                Ok(refusal) => return Err(self.refused(refusal, flight, true).await),
+                Ok(refusal) => return Err(Box::pin(self.refused(refusal, flight, true)).await),
                 Err(_) => fruitless += 1,
             }
         }
@@ -105,7 +102,7 @@ impl Inner {
                 };
                 for message in messages {
                     if let Some(answer) = self.take(message, awaited).await {
-                        read_out(response);
+                        self.tails.read_out(response).await;
                         return Ok(Some(answer));
                     }
                 }
@@ -148,7 +145,7 @@ impl Inner {
             }
             (Incoming::Request { id, method, params }, Awaited::News) => {
                 let this = Arc::clone(self);
-                self.inbox().beside(async move { this.reply(&id, &method, &params).await }).await;
+                Box::pin(self.inbox().beside(async move { this.reply(&id, &method, &params).await })).await;
                 None
             }
         }
@@ -220,23 +217,5 @@ impl Inner {
         }
         let flight = FlightPlan::plain("the stream of events", Duration::MAX).start();
         self.link.send(get, &flight).await
-    }
-}
-
-/// Reads a stream to its end once its answer has come. Servers end it a moment later; dropped before that, it would take
-/// its connection with it, and the next call would have to open another one.
-fn read_out(mut response: Response) {
-    let rest = async move {
-        let mut total = 0;
-        while let Ok(Some(bytes)) = response.chunk().await {
-            total += bytes.len();
-            if total > MAX_REST {
-                return;
-            }
-        }
-    };
-    let mut rest = Box::pin(timeout(REST_LIMIT, rest));
-    if rest.as_mut().now_or_never().is_none() {
-        tokio::spawn(rest);
     }
 }
