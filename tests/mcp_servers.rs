@@ -17,6 +17,8 @@ mod hostile_http;
 mod hostile_more;
 #[path = "mcp/hostile_stdio.rs"]
 mod hostile_stdio;
+#[path = "mcp/raw_server.rs"]
+mod raw_server;
 #[path = "mcp/rmcp.rs"]
 mod rmcp;
 #[path = "mcp/streams.rs"]

@@ -183,11 +183,12 @@ impl ToolHandle {
         &self,
         server: &Server,
         post: &Post<McpSessionActor>,
+        named: bool,
         deadline: Instant,
     ) -> Result<Arc<ToolIndex>, Failure> {
         match server.current_tools() {
             Some(tools) => Ok(tools),
-            None => ask(post, "tool client", Discover { deadline }).await,
+            None => ask(post, "tool client", Discover { named, deadline }).await,
         }
     }
 
@@ -218,7 +219,7 @@ impl ToolHandle {
         let (_, post) =
             self.servers.iter().find(|(known, _)| known.name == server.name).expect("a server of this worker");
         server.outdate()?;
-        ask(post, "tool client", Discover { deadline: Instant::now() + REFRESH }).await
+        ask(post, "tool client", Discover { named: true, deadline: Instant::now() + REFRESH }).await
     }
 
     /// The way to a server.
@@ -271,8 +272,10 @@ fn concerns(pattern: &str, server: &str) -> bool {
 impl Tools for ToolHandle {
     async fn find(&self, patterns: &[String], deadline: Instant) -> Result<Found, Failure> {
         let asked = self.servers.iter().filter(|(server, _)| patterns.iter().any(|p| concerns(p, &server.name)));
+        let named =
+            |server: &Server| patterns.iter().any(|p| p.split_once('/').is_some_and(|(named, _)| named == server.name));
         let answers = futures_util::future::join_all(
-            asked.map(async |(server, post)| (server, self.catalog(server, post, deadline).await)),
+            asked.map(async |(server, post)| (server, self.catalog(server, post, named(server), deadline).await)),
         )
         .await;
         let mut catalogs = Vec::with_capacity(answers.len());
@@ -282,7 +285,7 @@ impl Tools for ToolHandle {
                 Ok(tools) => catalogs.push(Catalog { server: server.name.clone(), tools }),
                 Err(failure) => {
                     // A server that is named must answer; one that is merely searched may be away.
-                    if patterns.iter().any(|p| p.split_once('/').is_some_and(|(named, _)| named == server.name)) {
+                    if named(server) {
                         return Err(failure);
                     }
                     away.push(Away { server: server.name.clone(), failure });

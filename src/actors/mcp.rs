@@ -67,10 +67,10 @@ impl Actor for McpSessionActor {
 impl Handler<Discover> for McpSessionActor {
     type Result = ResponseFuture<Result<Arc<ToolIndex>, Failure>>;
 
-    fn handle(&mut self, Discover { deadline }: Discover, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Discover { named, deadline }: Discover, _: &mut Self::Context) -> Self::Result {
         let server = Arc::clone(&self.server);
         Box::pin(async move {
-            tokio::time::timeout_at(deadline.into(), server.offer()).await.unwrap_or_else(|_| {
+            tokio::time::timeout_at(deadline.into(), server.offer(named)).await.unwrap_or_else(|_| {
                 Err(Failure::permanent(
                     "timeout",
                     format!("tool server {:?} did not list its tools before the node's time was up", server.name),

@@ -150,6 +150,8 @@ pub struct Complete {
 #[derive(Message)]
 #[rtype(result = "Result<Arc<ToolIndex>, Failure>")]
 pub struct Discover {
+    /// Whether the node cannot do without this server.
+    pub named: bool,
     /// When the asking node's time is up.
     pub deadline: Instant,
 }

@@ -19,6 +19,7 @@ mod example;
 mod failpoints;
 mod harness;
 mod health;
+mod hostile;
 mod identity;
 mod janitor;
 mod journal;

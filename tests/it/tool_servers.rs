@@ -149,3 +149,37 @@ async fn a_lost_lease_closes_the_stream_of_the_call_on_a_server_of_the_modern_er
     let server = mcp::HttpServer::modern();
     a_lost_lease_ends_the_call_on(&mcp::http("slow", &server), "modern").await;
 }
+
+#[tokio::test]
+async fn a_server_has_no_more_calls_under_way_than_its_concurrency() {
+    let bed = Bed::new().await;
+    let server = mcp::stdio("slow", &mcp::slow(), &["stdio"]) + "concurrency = 2\n";
+    let _worker = bed.worker("w1").file(&server).start().ready().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    bed.submit_all((0..6).map(|at| tool(&at.to_string(), "slow/wait", json!({"seconds": 0.3, "log": log})))).await;
+    for event in bed.ended(6).await {
+        event.output();
+    }
+    let (mut under_way, mut most) = (0, 0);
+    for line in std::fs::read_to_string(&log).expect("each call writes").lines() {
+        under_way += if line == "started" { 1 } else { -1 };
+        most = under_way.max(most);
+    }
+    assert_eq!((under_way, most), (0, 2));
+}
+
+#[tokio::test]
+async fn tools_are_listed_again_when_their_server_says_that_they_changed_and_not_for_each_node() {
+    let bed = Bed::new().await;
+    let worker = bed.worker("w1").file(&mcp::stdio("slow", &mcp::slow(), &["stdio"])).start().ready().await;
+    let add = async |node: &str| {
+        bed.run(&tool(node, "slow/add", json!({"a": 1, "b": 1}))).await.output();
+        told(&worker, "slow").await["listed_at"].clone()
+    };
+    let first = add("a").await;
+    assert!(first.is_string(), "{first}");
+    assert_eq!((add("b").await, add("c").await), (first.clone(), first.clone()));
+    bed.run(&tool("d", "slow/tell_that_tools_changed", json!({}))).await.output();
+    assert_ne!(add("e").await, first);
+}

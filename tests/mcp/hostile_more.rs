@@ -3,96 +3,12 @@
 use std::time::{Duration, Instant};
 
 use da_node_executor::clients::mcp::{McpError, Session};
+use da_node_executor::domain::outcome::Failure;
 use da_node_executor::modes::schema::Schema;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::*;
-
-/// What a raw server does with the requests of one method; everything else is answered as it should be.
-#[derive(Clone, Copy)]
-enum Deed {
-    /// Never answers.
-    Hang,
-    /// Begins an answer and never ends it.
-    HalfAnswer,
-    /// Streams notifications without an end.
-    EndlessStream,
-    /// Cuts the connection.
-    Cut,
-}
-
-/// A server that misbehaves at one method.
-async fn raw(method: &'static str, deed: Deed) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}/mcp", listener.local_addr().expect("an address"));
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(serve(socket, method, deed));
-        }
-    });
-    url
-}
-
-async fn serve(mut socket: TcpStream, misbehaves_at: &str, deed: Deed) {
-    while let Some((get, body)) = request(&mut socket).await {
-        let message: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let method = message["method"].as_str().unwrap_or_default().to_owned();
-        let (status, answer) = match method.as_str() {
-            _ if get => ("405 No", String::new()),
-            method if method == misbehaves_at => return misbehave(socket, deed).await,
-            "server/discover" => ("400 No", json!({"error": {"code": -32000, "message": "no"}}).to_string()),
-            "initialize" => {
-                let opened = json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {}});
-                ("200 OK", json!({"jsonrpc": "2.0", "id": message["id"], "result": opened}).to_string())
-            }
-            "tools/list" => {
-                ("200 OK", json!({"jsonrpc": "2.0", "id": message["id"], "result": {"tools": []}}).to_string())
-            }
-            _ => ("202 Accepted", String::new()),
-        };
-        let head = format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
-            answer.len()
-        );
-        if socket.write_all(head.as_bytes()).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn misbehave(mut socket: TcpStream, deed: Deed) {
-    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-type: ";
-    match deed {
-        Deed::Hang => std::future::pending().await,
-        Deed::Cut => {}
-        Deed::HalfAnswer => {
-            let _ = socket.write_all(format!("{head}application/json\r\n\r\n4\r\n{{\"id\r\n").as_bytes()).await;
-            std::future::pending().await
-        }
-        Deed::EndlessStream => {
-            let event =
-                "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{}}\n\n".repeat(200);
-            let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-            let _ = socket.write_all(format!("{head}text/event-stream\r\n\r\n").as_bytes()).await;
-            while socket.write_all(chunk.as_bytes()).await.is_ok() {}
-        }
-    }
-}
-
-/// One request: whether it is no POST, and its body.
-pub async fn request(socket: &mut TcpStream) -> Option<(bool, Vec<u8>)> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(socket.read_u8().await.ok()?);
-    }
-    let head = String::from_utf8(head).ok()?.to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    socket.read_exact(&mut body).await.ok()?;
-    Some((!head.starts_with("post"), body))
-}
+use crate::raw_server::{Deed, raw};
 
 /// Connects, lists, calls; the first error ends it.
 async fn all_stages(url: String) -> Result<(), McpError> {
@@ -135,6 +51,23 @@ async fn a_connection_that_is_cut_leaves_the_outcome_open_only_if_a_tool_was_cal
         assert!(matches!(error, McpError::Closed { .. }), "{method}: {error:?}");
         assert_eq!(error.may_have_run(), method == "tools/call", "{method}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_over_http_that_cannot_be_used_ends_in_its_error_and_is_never_held() {
+    for (deed, code) in [
+        (Deed::Gigabyte, "mcp_too_large"),
+        (Deed::GigabyteEvent, "mcp_too_large"),
+        (Deed::Redirect, "mcp_http_error"),
+        (Deed::WrongId, "mcp_protocol_error"),
+        (Deed::Garbage, "mcp_protocol_error"),
+    ] {
+        let session = connect(&at(raw("tools/call", deed).await)).await;
+        let error = call(&session, "x", json!({})).await.expect_err("no answer");
+        assert_eq!(Failure::from(error).code, code);
+        assert!(!session.is_closed(), "{code}: only the call fails");
+    }
+    assert!(peak_memory() < 400, "{} MiB", peak_memory());
 }
 
 /// The most memory that this process has held, in MiB.

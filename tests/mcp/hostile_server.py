@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 mode = sys.argv[1]
 out = sys.stdout.buffer
@@ -101,7 +102,8 @@ def list_tools(request):
         names = (f"tool-{number}-{index}" for index in range(1000))
         answer(request, {"tools": [tool(name) for name in names], "nextCursor": str(number + 1)})
     else:
-        answer(request, {"tools": [tool("echo")]})
+        names = "echo gigabyte huge silent close-output half-an-answer no-object ask-more odd-result"
+        answer(request, {"tools": [tool(name) for name in names.split()]})
 
 
 def call_tool(request):
@@ -120,6 +122,8 @@ def call_tool(request):
         raw(b'"}]}}\n')
     elif name == "silent":
         pass
+    elif name == "deaf":
+        time.sleep(600)
     elif name == "close-output":
         os.close(1)
     elif name == "half-an-answer":

@@ -63,6 +63,26 @@ async fn a_huge_answer_fails_its_call_alone() {
 }
 
 #[tokio::test]
+async fn a_child_that_stops_reading_costs_each_call_its_limit_and_can_be_closed() {
+    let mut config = breaking("plain");
+    config.timeout = Duration::from_millis(700);
+    let session = connect(&config).await;
+    let started = Instant::now();
+    let deaf = call(&session, "deaf", json!({}));
+    // More than the pipe takes, so that whatever follows waits behind it.
+    let large = call(&session, "fine", json!({"text": "x".repeat(1024 * 1024)}));
+    let behind = call(&session, "fine", json!({}));
+    let (deaf, large, behind) = tokio::join!(deaf, large, behind);
+    for (call, may_have_run) in [(deaf, true), (large, true), (behind, false)] {
+        let error = call.expect_err("nobody reads it");
+        assert!(matches!(error, McpError::TimedOut { .. }), "{error:?}");
+        assert_eq!(error.may_have_run(), may_have_run, "{error:?}");
+    }
+    session.close().await;
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn a_flood_of_notifications_is_counted_and_hides_no_answer() {
     let session = connect(&breaking("flood")).await;
     assert_eq!(call(&session, "fine", json!({})).await.expect("an answer").text(), "fine");

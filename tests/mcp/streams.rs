@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 
 use crate::harness::*;
-use crate::hostile_more::request;
+use crate::raw_server::request;
 
 /// Where the answer to a call goes.
 #[derive(Clone, Copy, PartialEq)]

@@ -2,14 +2,14 @@
 //! know of them. Which of them a node gets is not decided here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::server::Server;
 use crate::clients::mcp::{McpError, McpTool, Session, ToolListing};
-use crate::domain::outcome::Failure;
+use crate::domain::outcome::{Category, Failure};
 use crate::domain::tool::{ToolSpec, ToolTarget};
 use crate::modes::schema::Schema;
 use crate::tools::approval::{Change, Review};
@@ -36,6 +36,31 @@ pub(super) struct Catalog {
     changes: u64,
     /// When the list has to be read again, if nobody tells that it changed.
     stale_at: Option<Instant>,
+}
+
+/// How reading the list goes, and how it went.
+#[derive(Clone, Default)]
+pub(super) struct Reading {
+    /// When it began, if it is under way.
+    since: Option<Instant>,
+    /// Why there was no list the last time, and when that was.
+    missed: Option<(Failure, Instant)>,
+}
+
+impl Reading {
+    /// It is under way until the answer is dropped.
+    fn begin(server: &Server) -> UnderWay<'_> {
+        server.reading().since = Some(Instant::now());
+        UnderWay(server)
+    }
+}
+
+struct UnderWay<'a>(&'a Server);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.reading().since = None;
+    }
 }
 
 /// What the worker itself has to know of a tool.
@@ -104,11 +129,23 @@ impl Server {
         if let Some(tools) = self.current_tools() {
             return Ok(tools);
         }
+        let arrived = Instant::now();
         let _listing = self.listing.lock().await;
-        // Somebody else may have listed them while we waited.
+        // Somebody else may have listed them while we waited, or have tried to.
         if let Some(tools) = self.current_tools() {
             return Ok(tools);
         }
+        if let Some((failure, _)) = self.reading().missed.as_ref().filter(|(_, at)| *at >= arrived) {
+            return Err(failure.clone());
+        }
+        let _reading = Reading::begin(self);
+        let listed = self.list().await;
+        self.reading().missed = listed.as_ref().err().map(|failure| (failure.clone(), Instant::now()));
+        listed
+    }
+
+    /// Asks the server for its tools.
+    async fn list(&self) -> Result<Arc<ToolIndex>, Failure> {
         let mut session = self.session().await?;
         let mut changes = session.tools_changed();
         let mut started = Instant::now();
@@ -130,6 +167,10 @@ impl Server {
         Ok(self.keep(&session, changes, listing))
     }
 
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps a list that was just read.
     fn keep(&self, session: &Arc<Session>, changes: u64, listing: ToolListing) -> Arc<ToolIndex> {
         let fresh = fresh_for(listing.fresh_for, session.tells_changes());
@@ -146,7 +187,13 @@ impl Server {
                 known.filter(|known| known.schema == schema).unwrap_or_else(|| OutputSchema::new(schema))
             });
             facts.insert(tool.name.clone(), ToolFacts { repeatable, output_schema });
-            tools.push(self.spec(tool));
+            let mut spec = self.spec(tool);
+            let same = |known: &&ToolSpec| known.input_schema == spec.input_schema;
+            if let Some(known) = before.as_ref().and_then(|before| before.tools.named(&spec.target.name).find(same)) {
+                // What was made of it for models serves on.
+                spec.input_schema = Arc::clone(&known.input_schema);
+            }
+            tools.push(spec);
         }
         tracing::debug!(mcp.server = self.name, tools = tools.len(), "discovered tools");
         let tools = Arc::new(ToolIndex::new(self.reviewed(tools)));
@@ -169,16 +216,31 @@ impl Server {
         tools
     }
 
-    /// The tools for a node: it waits for a newer list only as long as that is quick, if there is an older one. What it
-    /// waited for goes on without it.
-    pub(super) async fn offer(self: &Arc<Self>) -> Result<Arc<ToolIndex>, Failure> {
-        let Some(known) = self.last_known_tools() else { return self.discover().await };
+    /// The tools for a node. It waits for a newer list only as long as that is quick, if there is an older one, or if the
+    /// server did not answer the last time and the node does not name it: with a server that hangs, nobody waits for
+    /// long who may do without it. What was waited for goes on.
+    pub(super) async fn offer(self: &Arc<Self>, named: bool) -> Result<Arc<ToolIndex>, Failure> {
+        let Reading { since, missed } = self.reading().clone();
+        // What cannot be used now could not be used in a moment either, and may be large.
+        let in_vain = missed
+            .as_ref()
+            .is_some_and(|(failure, at)| failure.category != Category::Retriable && at.elapsed() < LEAST_FRESH);
+        let instead = match (self.last_known_tools(), missed) {
+            (Some(known), _) => Ok(known),
+            (None, Some((failure, _))) if !named => Err(failure),
+            (None, _) => return self.discover().await,
+        };
+        let patience = NEWER_LIST.saturating_sub(since.map_or(Duration::ZERO, |since| since.elapsed()));
+        if in_vain || patience.is_zero() {
+            return instead;
+        }
         let server = Arc::clone(self);
         let listing = tokio::spawn(async move { server.discover().await });
-        match tokio::time::timeout(NEWER_LIST, listing).await {
+        match tokio::time::timeout(patience, listing).await {
             Ok(Ok(Ok(tools))) => Ok(tools),
             // The failure was noted where it happened.
-            Ok(Ok(Err(_)) | Err(_)) | Err(_) => Ok(known),
+            Ok(Ok(Err(failure))) => instead.map_err(|_| failure),
+            Ok(Err(_)) | Err(_) => instead,
         }
     }
 
@@ -203,6 +265,7 @@ impl Server {
             // It is still what is known of the server if that is away.
             catalog.session = Weak::new();
         }
+        self.reading().missed = None;
         Ok(())
     }
 

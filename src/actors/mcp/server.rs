@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::asker::Asker;
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Reading};
 use crate::clients::mcp::{AnswerInput, Endpoint, ServerInfo, Session};
 use crate::config::{Elicitation, McpServerConfig};
 use crate::domain::outcome::{Category, Failure};
@@ -39,6 +39,8 @@ pub struct Server {
     pub(super) catalog: RwLock<Option<Catalog>>,
     /// Held while the tools are listed: who comes meanwhile waits for that list and asks for none of his own.
     pub(super) listing: Mutex<()>,
+    /// How that goes.
+    pub(super) reading: StdMutex<Reading>,
     status: Arc<StdMutex<ServerStatus>>,
     health: Arc<Health>,
     /// What is counted.
@@ -89,6 +91,7 @@ impl Server {
             link: Mutex::new(link),
             catalog: RwLock::new(None),
             listing: Mutex::default(),
+            reading: StdMutex::default(),
             status: health.tool_server(status),
             health,
             metrics,

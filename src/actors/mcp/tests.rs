@@ -1,7 +1,7 @@
 //! How one server is looked after and listed, against a mock that counts what it is asked.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -90,10 +90,63 @@ async fn a_schema_that_stays_the_same_is_compiled_once() {
     let mock = mock().await;
     let server = required(mock.uri());
     let schema = || server.fact("t", |facts| facts.output_schema.clone()).flatten().expect("it has one");
-    server.discover().await.expect("a list");
+    let listed = server.discover().await.expect("a list");
     let before = schema();
     assert!(before.problem_of(&json!({})).is_some() && before.problem_of(&json!({"a": 1})).is_none());
     server.outdate().expect("nothing is pinned");
-    server.discover().await.expect("a list");
+    let again = server.discover().await.expect("a list");
     assert!(Arc::ptr_eq(&before, &schema()));
+    assert!(!Arc::ptr_eq(&listed, &again), "it was read again");
+    assert!(Arc::ptr_eq(&listed[0].input_schema, &again[0].input_schema), "known by its place, as before");
+}
+
+/// How long a server is waited for that hangs.
+const HANGS: Duration = Duration::from_secs(4);
+
+/// A server that takes every question, or every one of a kind, and says nothing.
+async fn hanging(mock: MockServer, question: Option<&str>) -> (MockServer, Arc<Server>) {
+    let silence = ResponseTemplate::new(200).set_delay(Duration::from_secs(600));
+    let asked = json!(question.map_or_else(|| json!({}), |method| json!({"method": method})));
+    Mock::given(matchers::body_partial_json(asked)).respond_with(silence).with_priority(1).mount(&mock).await;
+    let config = McpServerConfig { url: Some(mock.uri()), connect_timeout: HANGS, ..McpServerConfig::default() };
+    let approval = Approval::new("s", None).expect("nothing to read");
+    let (health, metrics) = (Arc::new(Health::new(Duration::from_secs(1))), Arc::new(Metrics::new("w")));
+    (mock, Server::new("s", config, approval, health, metrics, CancellationToken::new()))
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_keeps_nobody_waiting_who_does_not_name_it() {
+    let (mock, server) = hanging(MockServer::start().await, None).await;
+    let began = Instant::now();
+    let first = server.offer(false).await.expect_err("nothing was ever heard of it");
+    assert_eq!(first.code, "mcp_timeout");
+    assert!(began.elapsed() > HANGS * 9 / 10, "it gets its time once: {:?}", began.elapsed());
+    let asked = mock.received_requests().await.expect("they are kept").len();
+
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut longest = Duration::ZERO;
+    while mock.received_requests().await.expect("they are kept").len() == asked {
+        assert!(Instant::now() < deadline, "nobody tries again");
+        let began = Instant::now();
+        assert_eq!(server.offer(false).await.expect_err("still nothing").code, "mcp_timeout");
+        longest = longest.max(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(longest < HANGS * 2 / 3, "who does not name it waits for a second: {longest:?}");
+    let began = Instant::now();
+    server.offer(false).await.expect_err("still nothing");
+    server.offer(false).await.expect_err("still nothing");
+    assert!(began.elapsed() < HANGS / 3, "and not for the rest of it: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_list_that_fails_shares_the_failure() {
+    let (mock, server) = hanging(mock().await, Some("tools/list")).await;
+    let began = Instant::now();
+    let all = (0..5).map(|_| server.discover());
+    for listed in futures_util::future::join_all(all).await {
+        assert_eq!(listed.expect_err("no list").code, "mcp_timeout");
+    }
+    assert!(began.elapsed() < HANGS * 2, "one attempt for all of them: {:?}", began.elapsed());
+    assert_eq!(asked(&mock, "tools/list").await, 1);
 }

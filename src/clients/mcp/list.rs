@@ -16,6 +16,8 @@ use crate::domain::tool::ToolHints;
 const MAX_TOOLS: usize = 20_000;
 /// Bytes of all pages of one tool list.
 const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
+/// Tools that are left out and told one by one.
+const TOLD: usize = 10;
 /// The longest time that a server's word on freshness is taken for.
 const LONGEST_FRESH: Duration = Duration::from_secs(24 * 3600);
 
@@ -33,13 +35,16 @@ pub(super) struct ToolList {
     cursors: HashSet<String>,
     fresh_for: Option<Duration>,
     bytes: usize,
+    /// Tools that were left out.
+    left_out: usize,
 }
 
 impl ToolList {
     /// No tools yet.
     pub(super) fn new(server: Arc<str>, mirrors: bool) -> Self {
         let (names, cursors) = (HashSet::new(), HashSet::new());
-        Self { server, mirrors, tools: Vec::new(), marks: Marks::new(), names, cursors, fresh_for: None, bytes: 0 }
+        let (tools, marks) = (Vec::new(), Marks::new());
+        Self { server, mirrors, tools, marks, names, cursors, fresh_for: None, bytes: 0, left_out: 0 }
     }
 
     /// Adds a page of `size` bytes; returns where the next one begins.
@@ -72,14 +77,11 @@ impl ToolList {
     }
 
     fn add_tool(&mut self, tool: Value) {
-        let server = &*self.server;
         let Some(tool) = read_tool(tool) else {
-            tracing::warn!(mcp.server = server, "tool left out: its description cannot be read");
-            return;
+            return self.leave_out("", "its description cannot be read");
         };
         if self.names.contains(&tool.name) {
-            tracing::warn!(mcp.server = server, tool = %excerpt(&tool.name), "tool listed twice, the first is used");
-            return;
+            return self.leave_out(&tool.name, "it is listed twice, the first is used");
         }
         if self.mirrors {
             match mirror::marks(&tool.input_schema) {
@@ -87,14 +89,22 @@ impl ToolList {
                 Ok(marks) => {
                     self.marks.insert(tool.name.clone(), marks.into());
                 }
-                Err(problem) => {
-                    tracing::warn!(mcp.server = server, tool = %excerpt(&tool.name), problem, "tool left out");
-                    return;
-                }
+                Err(problem) => return self.leave_out(&tool.name, &problem),
             }
         }
         self.names.insert(tool.name.clone());
         self.tools.push(tool);
+    }
+
+    /// Tells of a tool that is not used. Of a list full of them only the first are worth a line each.
+    fn leave_out(&mut self, tool: &str, problem: &str) {
+        let server = &*self.server;
+        self.left_out += 1;
+        match self.left_out {
+            ..=TOLD => tracing::warn!(mcp.server = server, tool = %excerpt(tool), problem, "tool left out"),
+            count if count == TOLD + 1 => tracing::warn!(mcp.server = server, "more tools are left out than are told"),
+            _ => {}
+        }
     }
 }
 

@@ -127,3 +127,8 @@ fn launch(command: &[String], port: u16) -> Child {
 pub fn slow() -> Vec<String> {
     servers::python("mcp/fastmcp_server.py")
 }
+
+/// A server over stdio that breaks the protocol in the way that its argument names.
+pub fn hostile() -> Vec<String> {
+    servers::python("mcp/hostile_server.py")
+}

@@ -223,6 +223,13 @@ impl Worker {
             .sum()
     }
 
+    /// The most memory that it has held so far, in MiB.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+    }
+
     fn signal(&self, signal: Signal) {
         assert!(self.poll().is_none(), "the worker ended before it could be sent {signal}: {:?}", self.ended.get());
         kill(self.pid, signal).expect("the process is ours");
