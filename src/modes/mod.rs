@@ -24,6 +24,7 @@ mod portable;
 mod shorten;
 mod tasks;
 mod tool;
+mod tool_schema;
 mod toolbox;
 mod waits;
 
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use run_node::run_node;
+pub use tool_schema::ToolSchemas;
 
 use crate::config::{AgentConfig, Config, WaitConfig};
 use crate::domain::approve::Rules;
@@ -69,6 +71,8 @@ pub struct ModeSettings {
     pub approve: Arc<Rules>,
     /// How long others are waited for where the node says nothing.
     pub wait: WaitConfig,
+    /// What was made of the schemas of tools, for all nodes.
+    pub tool_schemas: Arc<ToolSchemas>,
 }
 
 /// Bytes of a journal's entry for which there is room however small outputs have to be.
@@ -98,6 +102,7 @@ impl From<&Config> for ModeSettings {
             unknown_outcomes: UnknownOutcomes::from(&config.tools),
             approve: approval::settings_rules(&config.tools.approve),
             wait: config.wait.clone(),
+            tool_schemas: Arc::default(),
         }
     }
 }

@@ -551,6 +551,7 @@ pub fn settings() -> ModeSettings {
         unknown_outcomes: UnknownOutcomes::from(&Config::default().tools),
         approve: Arc::default(),
         wait: Config::default().wait,
+        tool_schemas: Arc::default(),
     }
 }
 

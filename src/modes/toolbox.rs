@@ -1,7 +1,6 @@
 //! The tools of one agent: the calls of one turn, checked before they run, run at once, answered in order. Nothing
 //! that goes wrong with a tool ends the agent; the model is told instead.
 
-use std::cell::OnceCell;
 use std::sync::Arc;
 
 use futures_util::future::{join_all, try_join};
@@ -21,9 +20,8 @@ use crate::modes::ModeSettings;
 use crate::modes::approval::{Gate, Permission, WAIT_EXPIRED};
 use crate::modes::execution::Execution;
 use crate::modes::logbook::{digest_of, length_of};
-use crate::modes::portable::Portable;
-use crate::modes::schema::Schema;
 use crate::modes::template::listed;
+use crate::modes::tool_schema::{ToolSchema, ToolSchemas};
 use crate::modes::unknown;
 use crate::ports::{Journal, Ports};
 
@@ -44,18 +42,8 @@ pub(super) struct Toolbox {
 struct Offer {
     /// What a model sees, with schemas that its API takes.
     specs: Arc<[ToolSpec]>,
-    /// What stands behind each of them, in the same order.
-    tools: Vec<Tool>,
-}
-
-/// What a model does not see of a tool.
-#[derive(Debug)]
-struct Tool {
-    /// The schema as the server wrote it.
-    schema: Arc<Value>,
-    portable: Portable,
-    /// The compiled schema; none where it cannot be compiled.
-    compiled: OnceCell<Option<Schema>>,
+    /// What stands behind the schema of each of them, in the same order.
+    schemas: Vec<Arc<ToolSchema>>,
 }
 
 impl Toolbox {
@@ -74,7 +62,7 @@ impl Toolbox {
             let found = execution.find_tools(&self.patterns).await?;
             match execution.approvals.rules.idle(&found) {
                 Some(name) => Err(idle_rule(name, &found)),
-                None => Ok(Offer::new(found)),
+                None => Ok(Offer::new(found, &execution.settings.tool_schemas)),
             }
         };
         self.offer.get_or_try_init(find).await
@@ -338,14 +326,14 @@ fn result(tool_use_id: String, end: End) -> Result<ToolResult, Failure> {
 }
 
 impl Offer {
-    fn new(mut specs: Vec<ToolSpec>) -> Self {
-        let tools = specs.iter_mut().map(|spec| {
-            let portable = Portable::of(&spec.input_schema);
-            let schema = std::mem::replace(&mut spec.input_schema, Arc::clone(&portable.schema));
-            Tool { schema, portable, compiled: OnceCell::new() }
+    fn new(mut specs: Vec<ToolSpec>, known: &ToolSchemas) -> Self {
+        let schemas = specs.iter_mut().map(|spec| {
+            let schema = known.of(&spec.input_schema);
+            spec.input_schema = Arc::clone(&schema.portable.schema);
+            schema
         });
-        let tools = tools.collect();
-        Self { specs: specs.into(), tools }
+        let schemas = schemas.collect();
+        Self { specs: specs.into(), schemas }
     }
 
     /// The tool of this name and the arguments under the tool's own names, if they fit it; else what is wrong, in words
@@ -358,22 +346,15 @@ impl Offer {
                 .unwrap_or_default();
             return Err(format!("There is no tool `{name}`.{hint} The tools are: {}.", listed(&names)));
         };
-        let (spec, tool) = (&self.specs[at], &self.tools[at]);
-        self.fitting(spec, tool.portable.restore(input)).map(|input| (spec, input))
+        let (spec, schema) = (&self.specs[at], &self.schemas[at]);
+        self.fitting(spec, schema.portable.restore(input)).map(|input| (spec, input))
     }
 
     /// Arguments under the tool's own names, if they fit it.
     fn fitting(&self, spec: &ToolSpec, input: Arguments) -> Result<Arguments, String> {
-        let Some(tool) = self.position(&spec.name).map(|at| &self.tools[at]) else { return Ok(input) };
-        let schema = tool.compiled.get_or_init(|| {
-            Schema::compile(Arc::clone(&tool.schema))
-                .inspect_err(|error| {
-                    tracing::warn!(tool = %spec.target, %error, "the tool's input schema cannot be compiled, arguments go unchecked");
-                })
-                .ok()
-        });
+        let Some(at) = self.position(&spec.name) else { return Ok(input) };
         let input = Value::Object(input);
-        if let Some(schema) = schema {
+        if let Some(schema) = self.schemas[at].compiled(&spec.target) {
             schema
                 .check(&input)
                 .map_err(|why| format!("Not run: the arguments do not fit the tool's schema: {why}."))?;
@@ -383,15 +364,16 @@ impl Offer {
             _ => unreachable!("it was made of an object"),
         }
     }
+
     /// The schema of a tool as its server wrote it.
     fn schema<'a>(&'a self, spec: &'a ToolSpec) -> &'a Value {
-        self.position(&spec.name).map_or(&spec.input_schema, |at| &self.tools[at].schema)
+        self.position(&spec.name).map_or(&spec.input_schema, |at| &self.schemas[at].written)
     }
 
     /// Arguments that were checked before, under the tool's own names.
     fn restored(&self, name: &str, input: Arguments) -> Arguments {
         match self.position(name) {
-            Some(at) => self.tools[at].portable.restore(input),
+            Some(at) => self.schemas[at].portable.restore(input),
             None => input,
         }
     }
