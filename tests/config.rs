@@ -657,6 +657,33 @@ fn the_list_of_servers_may_be_named_by_the_environment_and_have_the_shape_of_an_
 }
 
 #[test]
+fn an_editors_file_may_have_comments_and_a_last_comma() {
+    let json = "{\n  // ours\n  \"servers\": {\n    \"a\": {\"url\": \"http://a//b\",}, /* off:\n    \"c\": {} */\n    \"b\": {\"url\": 5},\n  },\n}\n";
+    let refusal = desktop(json, "").refusal();
+    assert!(refusal.contains("mcp.json:6)") && refusal.contains("servers.b.url"), "lines are as written: {refusal}");
+    let given = desktop(&json.replace("5", "\"http://b\""), "");
+    assert_eq!(given.config().mcp.servers["a"].url.as_deref(), Some("http://a//b"));
+    assert_eq!(given.config().mcp.servers.keys().collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[test]
+fn tools_that_a_desktop_client_may_not_use_a_worker_may_not_either() {
+    let json = r#"{"mcpServers": {"a": {"command": "x", "includeTools": ["read_*"], "excludeTools": ["read_key"]},
+        "b": {"command": "x", "disabledTools": ["rm"]}}}"#;
+    let servers = desktop(json, "").config().mcp.servers;
+    assert_eq!(
+        (&*servers["a"].allow, &*servers["a"].deny),
+        (&[String::from("read_*")][..], &[String::from("read_key")][..])
+    );
+    assert_eq!(servers["b"].deny, ["rm"]);
+    let refusal = desktop(r#"{"mcpServers": {"a": {"command": "x", "includeTools": "hunter2"}}}"#, "").refusal();
+    assert!(
+        refusal.contains("mcpServers.a.includeTools (") && refusal.contains("must be a list of texts"),
+        "{refusal}"
+    );
+}
+
+#[test]
 fn what_only_a_desktop_client_understands_is_told_and_left_out() {
     let json = r#"{"mcpServers": {"a": {"command": "x", "autoApprove": ["y"],
         "timeout": 60}}}"#;

@@ -14,7 +14,7 @@ use crate::config::error::Problem;
 use crate::config::layer::Layer;
 use crate::config::schema;
 use crate::config::source::{self, Source, dotted};
-use crate::config::{env, file};
+use crate::config::{env, file, jsonc};
 use crate::domain::node::nearest;
 
 /// What the object with the servers is called, by desktop clients and by editors.
@@ -45,6 +45,7 @@ pub fn read(path: &Path, named: Source, problems: &mut Vec<Problem>, warnings: &
     };
     // A byte order mark, as some editors leave it.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let text = &*jsonc::plain(text);
     let top = match serde_json::from_str::<Members<'_>>(text) {
         Ok(top) => top,
         Err(error) => {
@@ -195,6 +196,9 @@ impl Reading<'_> {
                 }
                 server.put(member, Value::from(values), line)?;
             }
+            // What a desktop may not use, a worker may not either.
+            "includeTools" => server.put("allow", list(&value)?, line)?,
+            "excludeTools" | "disabledTools" => server.put("deny", list(&value)?, line)?,
             // Desktop clients count in seconds or in milliseconds, and do not say which.
             "timeout" if value.is_number() => self.warnings.push(format!(
                 "{} ({}): a number without a unit is not used; write \"60s\"",
@@ -232,6 +236,12 @@ impl Server {
             Some(_) => Err(format!("gives `{member}` a second time")),
         }
     }
+}
+
+fn list(value: &serde_json::Value) -> Result<Value, String> {
+    let texts =
+        value.as_array().and_then(|texts| texts.iter().map(serde_json::Value::as_str).collect::<Option<Vec<_>>>());
+    Ok(Value::from(texts.ok_or_else(|| String::from("must be a list of texts"))?))
 }
 
 fn text(value: &serde_json::Value) -> Result<&str, String> {

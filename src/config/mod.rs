@@ -6,6 +6,7 @@ pub mod env;
 pub mod error;
 pub mod expand;
 pub mod file;
+mod jsonc;
 pub mod layer;
 pub mod load;
 pub mod mcp_auth;
