@@ -33,7 +33,7 @@ async fn main() -> anyhow::Result<()> {
         Err(_) => Value::Null,
     };
     let config = McpServerConfig { url: Some(url), connect_timeout: LIMIT, ..McpServerConfig::default() };
-    let mut endpoint = authorization::endpoint(&scenario, &context, config)?;
+    let mut endpoint = authorization::endpoint(&scenario, &context, config).await?;
     if matches!(&*scenario, "sep-2322-client-request-state" | "elicitation-sep1034-client-defaults") {
         endpoint = endpoint.answered(Arc::new(Accept));
     }
