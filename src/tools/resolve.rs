@@ -161,6 +161,10 @@ impl<'a> Places<'a> {
     fn unknown(&self, pattern: &str) -> Failure {
         let message = if pattern.contains('*') {
             format!("`{pattern}` fits no tool; see `executor-worker tools` for those there are")
+        } else if self.catalogs.iter().any(|catalog| catalog.server == pattern) {
+            format!(
+                "`{pattern}` is a server; write `{pattern}/TOOL` for a tool of it, or `{pattern}/*` for all of them"
+            )
         } else {
             let full: Vec<String> = match pattern.contains('/') {
                 true => self.all().map(|tool| tool.target().to_string()).collect(),
@@ -383,6 +387,7 @@ mod tests {
         assert!(refused("wbe/search").ends_with("did you mean `web/search`?"));
         assert!(refused("web/serach").ends_with("did you mean `web/search`?"));
         assert!(refused("other/*").contains("`other/*` fits no tool"));
+        assert!(refused("web").contains("`web` is a server; write `web/TOOL`"));
         assert!(refused("").contains("no tool is named ``"));
         assert!(found(&[], &[], &["*"]).is_err(), "a node must not run without the tools it wants");
     }
