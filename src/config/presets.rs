@@ -5,6 +5,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::config::ProviderConfig;
+use crate::config::schema::FALLBACK_KEYS;
 
 /// What a provider is, as `kind` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -199,6 +200,12 @@ impl ProviderConfig {
             images: text("images").map_or(fallback.images, |text| text == "true"),
             ..Self::default()
         }
+    }
+
+    /// The vendor's own variable for its key.
+    pub fn key_variable(&self) -> Option<&'static str> {
+        let vendor = self.kind.preset().vendor?;
+        FALLBACK_KEYS.iter().find(|(_, of)| *of == vendor).map(|(variable, _)| *variable)
     }
 
     /// Whether calls without a key are refused before they are sent: a vendor's own address wants one, while a server

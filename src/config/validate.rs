@@ -13,11 +13,8 @@ use url::Url;
 use crate::config::env::shown;
 use crate::config::error::Problem;
 use crate::config::mcp_servers::is_name;
-use crate::config::schema::FALLBACK_KEYS;
 use crate::config::source::{Source, dotted};
-use crate::config::{
-    Config, LeaseConfig, McpAuthConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind, presets,
-};
+use crate::config::{Config, LeaseConfig, McpAuthConfig, McpServerConfig, PriceConfig, ProviderConfig, ProviderKind};
 use crate::domain::approve::Rule;
 use crate::domain::node::nearest;
 
@@ -58,9 +55,7 @@ pub fn warnings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Stri
         let wanted = *name == config.llm.default || sources.keys().any(|key| key.starts_with(&prefix));
         let key = dotted(&["llm", "providers", name, "api_key"]);
         if provider.needs_key() && provider.api_key.is_none() && wanted {
-            let vendor = presets::vendor(provider.kind.as_str());
-            let vendors_own = FALLBACK_KEYS.iter().find(|(_, of)| vendor == Some(*of)).map(|(variable, _)| *variable);
-            let vendors_own = vendors_own.map(|variable| format!(" {variable},")).unwrap_or_default();
+            let vendors_own = provider.key_variable().map(|variable| format!(" {variable},")).unwrap_or_default();
             warnings.push(format!(
                 "provider {name} has no key, so nodes that use it fail; set LLM_API_KEY or LLM_API_KEY_FILE,\
                  {vendors_own} or {key} in the file"

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// How far those who are told to ask again are spread at the most: longer than that, room may be there sooner.
 pub const SPREAD: Duration = Duration::from_secs(60);
 /// Calls that stand in line at the most; each is looked at whenever anybody asks.
-pub const LINE: usize = 64;
+pub const LINE: usize = 32;
 /// How long the place in line is kept for a call that does not come back when it was told to.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// The shortest wait after which a call in line asks again.

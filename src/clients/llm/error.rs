@@ -22,12 +22,15 @@ pub enum LlmError {
     },
     /// The provider has no key.
     #[error(
-        "the model provider `{provider}` has no API key; set LLM_API_KEY or LLM_API_KEY_FILE for the provider that \
-         LLM_PROVIDER names, or `llm.providers.{provider}.api_key` in the file"
+        "the model provider `{provider}` has no API key; set {}LLM_API_KEY or LLM_API_KEY_FILE for the provider that \
+         LLM_PROVIDER names, or `llm.providers.{provider}.api_key` in the file",
+        .variable.map(|variable| format!("{variable}, or ")).unwrap_or_default()
     )]
     NotConfigured {
         /// The provider by its configured name.
         provider: String,
+        /// The vendor's own variable for its key.
+        variable: Option<&'static str>,
     },
     /// No connection came about, so nothing was sent.
     #[error(
@@ -257,11 +260,13 @@ pub(super) fn named(request_id: &Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ProviderConfig;
 
     #[test]
     fn a_missing_key_is_a_configuration_failure_that_names_the_variable() {
-        let failure = Failure::from(LlmError::NotConfigured { provider: String::from("anthropic") });
+        let variable = ProviderConfig::default().key_variable();
+        let failure = Failure::from(LlmError::NotConfigured { provider: String::from("anthropic"), variable });
         assert_eq!((failure.category, failure.code.as_ref()), (Category::Configuration, "llm_not_configured"));
-        assert!(failure.message.contains("LLM_API_KEY_FILE"));
+        assert!(failure.message.contains("LLM_API_KEY_FILE") && failure.message.contains(" ANTHROPIC_API_KEY, or"));
     }
 }

@@ -76,7 +76,8 @@ impl AnthropicClient {
 
     pub(super) async fn complete(&self, request: &LlmRequest) -> Result<Completion, LlmError> {
         if !self.configured {
-            return Err(LlmError::NotConfigured { provider: self.name.clone() });
+            let variable = self.config.key_variable();
+            return Err(LlmError::NotConfigured { provider: self.name.clone(), variable });
         }
         let prepared = request::prepare(request, &self.config);
         let model = request.settings.model.as_deref().unwrap_or(&self.config.model);

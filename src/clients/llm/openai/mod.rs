@@ -99,7 +99,8 @@ impl OpenAiClient {
 
     pub(super) async fn complete(&self, request: &LlmRequest) -> Result<Completion, LlmError> {
         if !self.configured {
-            return Err(LlmError::NotConfigured { provider: self.name.clone() });
+            let variable = self.config.key_variable();
+            return Err(LlmError::NotConfigured { provider: self.name.clone(), variable });
         }
         let model = request.settings.model.as_deref().unwrap_or(&self.config.model);
         let stream = self.streams(request);
