@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::bed::Bed;
+use crate::harness::eventually;
 use crate::harness::model::Model;
 
 const SCRIPT: &str = r#"
@@ -41,6 +42,9 @@ async fn a_step_that_fails_in_passing_is_tried_again_and_the_event_says_so() {
     let event = bed.run(&item("a", "overloaded once", &json!({}))).await;
     assert_eq!((event.output()["content"].as_str(), event["metadata"]["attempt"].as_u64()), (Some("fine"), Some(2)));
     assert_eq!(model.calls().requests, 2);
+    // Whoever asks the provider about it finds the request's name in the log.
+    eventually("the log names the request", async || worker.log().contains("(request req_scripted_").then_some(()))
+        .await;
     let event = bed.run(&item("b", "broken twice", &json!({}))).await;
     assert_eq!((event.output()["content"].as_str(), event["metadata"]["attempt"].as_u64()), (Some("fine"), Some(3)));
     assert_eq!(worker.metric("executor_retries_total", &[]).await, 3.0);
@@ -51,6 +55,7 @@ async fn a_step_that_fails_in_passing_is_tried_again_and_the_event_says_so() {
     assert_eq!(worker.metric("executor_retries_total", &[]).await, 6.0);
     let event = bed.run(&item("d", "wrong", &json!({}))).await;
     assert_eq!((event.failure().0, event["metadata"]["attempt"].as_u64()), ("permanent", Some(1)));
+    assert!(event.error().contains("(request req_scripted_"), "{}", event.error());
     assert_eq!(model.calls().requests, 11, "what fails for good is not tried again");
 }
 
