@@ -135,6 +135,20 @@ impl Work {
         self
     }
 
+    /// Adds nodes that run until they are cancelled, so long after their submission; gives their entries.
+    pub fn hold(&mut self, prefix: &str, count: usize, after: Duration, host: &str) -> Vec<Entry> {
+        let entry = |number: usize| {
+            let (graph, node) = (format!("{prefix}g{number}"), String::from("n"));
+            self.cancelled.insert(graph.clone());
+            self.hashes.insert(graph.clone());
+            let stop = Stop { graph: graph.clone(), after, how: How::WholeGraph };
+            let (entry, identity) = item(Kind::Held, graph, node, format!("{prefix}r{number}"), host);
+            self.identities.push(identity);
+            Entry { data: entry.to_string().into_bytes(), stop: Some(stop) }
+        };
+        (0..count).map(entry).collect()
+    }
+
     /// What stands in the document of a graph's state beside its nodes.
     pub fn document(graph: &str) -> Value {
         json!({"graph_id": graph, "graph": {"nodes": {}}, "status": "running", "inputs": {}, "others": "keep this"})
