@@ -179,7 +179,7 @@ impl FetchClient {
             let untouched = redirects == 0;
             let response =
                 builder.send().await.map_err(|error| FetchError::sending(&host, error, repeatable, untouched))?;
-            if unheard(&response, repeatable) {
+            if unheard(&response, repeatable, untouched) {
                 return Err(FetchError::NotReceived { host });
             }
             match redirected(&response)? {
@@ -308,13 +308,14 @@ impl Hop {
 
 /// Whether the server says that it did not get the request: a worker that stood still between connecting and sending
 /// meets this. The server closes the connection then; one that keeps it may mean something else by the status, which is
-/// to be believed only where a second request does no harm.
-fn unheard(response: &Response, repeatable: bool) -> bool {
+/// to be believed only where a second request does no harm. Once a host was heard (`untouched` no more), the first one may
+/// have done what was asked.
+fn unheard(response: &Response, repeatable: bool, untouched: bool) -> bool {
     let closes = || {
         let named = response.headers().get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
         named.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("close"))
     };
-    response.status() == StatusCode::REQUEST_TIMEOUT && (repeatable || closes())
+    response.status() == StatusCode::REQUEST_TIMEOUT && (repeatable || (untouched && closes()))
 }
 
 /// Where a redirect leads; none if the response is an answer, as a 304 or a 300 without a place is.

@@ -224,6 +224,10 @@ async fn a_request_that_the_server_did_not_get_is_no_answer() {
         let failure = Failure::from(error);
         assert_eq!((failure.category, failure.code.as_ref()), (Category::Retriable, "http_not_received"));
     }
+    // Where the order was taken and its page is not heard, the order is not sent again.
+    let lost = at(gone).await;
+    let taken = format!("HTTP/1.1 303 See Other\r\nlocation: {lost}\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(client.fetch(post(at(&taken).await), LIMIT).await.expect("an answer").status, 408);
     // The order may have been taken by something behind a server that keeps the connection.
     assert_eq!(client.fetch(post(at(kept).await), LIMIT).await.expect("an answer").status, 408);
 }
