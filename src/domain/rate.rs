@@ -130,13 +130,15 @@ impl Amendment {
     }
 }
 
-/// A call that was told to ask again, and before which nobody begins who came later.
+/// A call that was told to ask again, and which nobody who came later holds up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     /// Which call it is.
     pub who: u64,
     /// Until when its place is kept.
     pub until: u64,
+    /// When it can begin at the latest, as far as that could be said.
+    pub by: u64,
     /// What it will be charged of the requests.
     pub requests: u64,
     /// What it will be charged of the tokens.
@@ -158,7 +160,9 @@ pub struct Limit {
     /// giving back what was not used of it would be to give it twice.
     pub era: u64,
     /// The calls that wait for their turn, in the order in which they came. A call that needs much would never begin
-    /// if those that need little went before it whenever there is enough for them.
+    /// if those that need little went before it whenever there is enough for them. They do where it begins no later for
+    /// that than it was told: what others gave back is not left lying until those who were told of less are back. (The
+    /// schedulers of large computers call this backfilling.)
     pub line: Vec<Waiting>,
 }
 
@@ -186,18 +190,17 @@ impl Limit {
         let place = self.line.iter().position(|waiting| waiting.who == who);
         let ahead = place.unwrap_or(self.line.len());
         let earliest = now.max(self.closed);
-        let mut full = Full { requests: self.requests, tokens: self.tokens };
-        for waiting in &self.line[..ahead] {
-            let requests = Charge { cost: waiting.requests, ..request };
-            let tokens = Charge { cost: waiting.tokens, ..tokens };
-            let start = earliest.max(requests.from(full.requests)).max(tokens.from(full.tokens));
-            full = full.after(start, requests, tokens);
-        }
-        let without_tokens = earliest.max(request.from(full.requests));
-        let start = without_tokens.max(tokens.from(full.tokens));
+        let full = Full { requests: self.requests, tokens: self.tokens };
+        let (starts, left) = self.begun(ahead, earliest, full, (request, tokens));
+        let alone = earliest.max(request.from(full.requests)).max(tokens.from(full.tokens));
+        let fits = alone == now && {
+            let (moved, _) = self.begun(ahead, earliest, full.after(now, request, tokens), (request, tokens));
+            moved.iter().zip(starts).zip(&self.line).all(|((moved, start), waiting)| *moved <= start.max(waiting.by))
+        };
+        let without_tokens = earliest.max(request.from(left.requests));
+        let start = if fits { now } else { without_tokens.max(tokens.from(left.tokens)) };
         let wait = start - now;
-        // Where there is enough for all of them at once, nobody has to wait for one that has not come back yet.
-        if wait == 0 || (ahead == 0 && wait <= patience) {
+        if fits || (ahead == 0 && wait <= patience) {
             place.map(|place| self.line.remove(place));
             if tokens.cost > 0 && self.tokens < start {
                 self.era = start;
@@ -220,11 +223,12 @@ impl Limit {
             }
             None if returns < again - now => Verdict::Later { wait },
             Some(place) => {
-                self.line[place].until = until;
+                let waiting = &mut self.line[place];
+                (waiting.until, waiting.by) = (until, waiting.by.min(start));
                 Verdict::Later { wait: again - now }
             }
             None if self.line.len() < LINE => {
-                self.line.push(Waiting { who, until, requests: request.cost, tokens: tokens.cost });
+                self.line.push(Waiting { who, until, by: start, requests: request.cost, tokens: tokens.cost });
                 Verdict::Later { wait: again - now }
             }
             None => {
@@ -234,6 +238,25 @@ impl Limit {
                 Verdict::Later { wait: told - now }
             }
         }
+    }
+
+    /// When each of the first in line could begin, one after the other, and what they leave. Their costs are their own,
+    /// what may be saved up is the limit's and the same for all.
+    fn begun(
+        &self,
+        ahead: usize,
+        earliest: u64,
+        mut full: Full,
+        (request, tokens): (Charge, Charge),
+    ) -> (Vec<u64>, Full) {
+        let starts = self.line[..ahead].iter().map(|waiting| {
+            let request = Charge { cost: waiting.requests, ..request };
+            let tokens = Charge { cost: waiting.tokens, ..tokens };
+            let start = earliest.max(request.from(full.requests)).max(tokens.from(full.tokens));
+            full = full.after(start, request, tokens);
+            start
+        });
+        (starts.collect(), full)
     }
 
     /// Takes note of what a call used and of what the provider said.

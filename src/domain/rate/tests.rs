@@ -1,5 +1,7 @@
 //! What a limit lets through, and in which order.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -90,6 +92,34 @@ fn a_large_call_begins_although_there_are_always_small_ones_that_would_fit_befor
     }
     assert_eq!(due, None, "it began");
     assert!(before <= 1 && after >= 60, "{before} before it, {after} after it");
+}
+
+#[test]
+fn what_is_given_back_is_used_while_those_who_were_told_of_less_are_away() {
+    // Twenty thousand tokens are feared of each call, a twentieth is used, and an answer takes two seconds.
+    let rate = rate(400_000, Duration::from_secs(60));
+    let unused = rate.time_of(1_000) as i64 - rate.time_of(20_000) as i64;
+    let (mut limit, begin) = (Limit::default(), 1_000 * SECOND);
+    // Sixty come at once, then two a second: more than what is feared allows, a third of what is used.
+    let arrivals = (0..60).map(|_| begin).chain((1..600).map(|at| begin + at * SECOND / 2));
+    let mut asks: BTreeSet<(u64, u64, u64)> = (0..).zip(arrivals).map(|(who, at)| (at, who, at)).collect();
+    let mut ends: BTreeSet<(u64, u64, u64)> = BTreeSet::new();
+    let mut longest = 0;
+    while let Some((now, who, came)) = asks.pop_first() {
+        while let Some(&(end, of, era)) = ends.first().filter(|(end, ..)| *end <= now) {
+            ends.remove(&(end, of, era));
+            limit.amend(end, &Amendment { era, tokens: unused, ..Amendment::default() });
+        }
+        let call = Demand { who, ..demand(Charge::default(), rate.charge(20_000), 5 * SECOND) };
+        match limit.reserve(now, &call) {
+            Verdict::Later { wait } => drop(asks.insert((now + wait, who, came))),
+            Verdict::Go { wait, era } => {
+                ends.insert((now + wait + 2 * SECOND, who, era));
+                longest = longest.max(if came > begin + 60 * SECOND { now + wait - came } else { 0 });
+            }
+        }
+    }
+    assert!(longest <= SECOND, "after the first minute nobody waits: {longest}");
 }
 
 #[test]

@@ -51,8 +51,8 @@ async fn stored(world: &World, key: &str) -> Limit {
         let mut words = words.split(':');
         let who = u64::from_str_radix(words.next().expect("a name"), 16).expect("digits");
         let numbers: Vec<u64> = words.map(|word| word.parse().expect("a number")).collect();
-        let [until, requests, tokens] = numbers[..] else { panic!("{numbers:?}") };
-        Waiting { who, until, requests, tokens }
+        let [until, by, requests, tokens] = numbers[..] else { panic!("{numbers:?}") };
+        Waiting { who, until, by, requests, tokens }
     };
     Limit {
         line: fields.get("line").map_or_else(Vec::new, |line| line.split(',').map(waiting).collect()),

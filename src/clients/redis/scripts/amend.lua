@@ -23,7 +23,7 @@ if tokens_full > 0 and now + tokens_full > tokens then
   tokens, era = now + tokens_full, math.max(now, era + 1)
 end
 local life = math.max(requests, tokens, closed, queue) - now
-for kept in string.gmatch(had[6] or '', ':(%d+):%d+:%d+') do life = math.max(life, tonumber(kept) - now) end
+for kept in string.gmatch(had[6] or '', ':(%d+):%d+:%d+:%d+') do life = math.max(life, tonumber(kept) - now) end
 if life <= 0 then
   redis.call('DEL', KEYS[1])
 else

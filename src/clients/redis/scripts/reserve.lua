@@ -2,7 +2,7 @@
 -- microseconds by the clock of the server, so that the workers' own clocks do not matter.
 -- KEYS  1 limit: when its allowances of requests and tokens are full, until when nobody may ask (closed), up to when
 --       calls were sent away (queue), when the allowance of tokens was last full (era), and the calls that wait for
---       their turn (line), in the order in which they came: who:kept until:requests:tokens,…
+--       their turn (line), in the order in which they came: who:kept until:begins by:requests:tokens,…
 -- ARGV  1 longest wait on the spot, 2 cost of the request, 3 requests that may be saved up, 4 cost of the tokens,
 --       5 tokens that may be saved up, 6 which call it is, 7 the longest wait it comes back from, 8 how far calls are
 --       spread, 9 places in line, 10 how long one is kept beyond its moment, 11 the shortest wait in line, 12 what makes a
@@ -28,26 +28,38 @@ local function after(full, start, cost)
   return math.max(full, start) + cost
 end
 local line, place, stale = {}, nil, false
-for who, kept, request, token in string.gmatch(had[6] or '', '(%x+):(%d+):(%d+):(%d+)') do
+for who, kept, by, request, token in string.gmatch(had[6] or '', '(%x+):(%d+):(%d+):(%d+):(%d+)') do
   if tonumber(kept) > now then
-    line[#line + 1] = {who, kept, request, token}
+    line[#line + 1] = {who, kept, by, request, token}
     if who == me then place = #line end
   else
     stale = true
   end
 end
--- What this call would find if all before it had begun.
 local ahead, earliest = (place or #line + 1) - 1, math.max(now, closed)
-local full_requests, full_tokens = requests, tokens
-for at = 1, ahead do
-  local request, token = tonumber(line[at][3]), tonumber(line[at][4])
-  local start = math.max(earliest, from(full_requests, request, request_burst), from(full_tokens, token, tokens_burst))
-  full_requests, full_tokens = after(full_requests, start, request), after(full_tokens, start, token)
+-- When each before this call could begin, one after the other, and what they leave.
+local function begun(full_requests, full_tokens)
+  local starts = {}
+  for at = 1, ahead do
+    local request, token = tonumber(line[at][4]), tonumber(line[at][5])
+    starts[at] = math.max(earliest, from(full_requests, request, request_burst), from(full_tokens, token, tokens_burst))
+    full_requests, full_tokens = after(full_requests, starts[at], request), after(full_tokens, starts[at], token)
+  end
+  return starts, full_requests, full_tokens
+end
+-- It may go first where nobody before it begins later for that than was said.
+local fits = math.max(earliest, from(requests, request_cost, request_burst), from(tokens, tokens_cost, tokens_burst)) == now
+local starts, full_requests, full_tokens = begun(requests, tokens)
+if fits then
+  local moved = begun(after(requests, now, request_cost), after(tokens, now, tokens_cost))
+  for at = 1, ahead do
+    fits = fits and moved[at] <= math.max(starts[at], tonumber(line[at][3]))
+  end
 end
 local without_tokens = math.max(earliest, from(full_requests, request_cost, request_burst))
-local start = math.max(without_tokens, from(full_tokens, tokens_cost, tokens_burst))
+local start = fits and now or math.max(without_tokens, from(full_tokens, tokens_cost, tokens_burst))
 local wait, answer = start - now, nil
-if wait == 0 or (ahead == 0 and wait <= patience) then
+if fits or (ahead == 0 and wait <= patience) then
   if place then
     table.remove(line, place)
     stale = true
@@ -75,7 +87,11 @@ else
     end
     answer = {0, wait}
   elseif place or #line < places then
-    if place then line[place][2] = kept else line[#line + 1] = {me, kept, ARGV[2], ARGV[4]} end
+    if place then
+      line[place][2], line[place][3] = kept, whole(math.min(tonumber(line[place][3]), start))
+    else
+      line[#line + 1] = {me, kept, whole(start), ARGV[2], ARGV[4]}
+    end
     stale, answer = true, {0, again - now}
   else
     -- Each is given a moment of its own, or all would come back at once for one place.
