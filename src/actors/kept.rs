@@ -57,7 +57,8 @@ impl Kept {
 fn bytes(settlement: &Settlement) -> usize {
     let blob = settlement.blob.as_ref().map_or(0, |blob| blob.get().len());
     let letter = settlement.letter.as_ref().map_or(0, |letter| letter.data.len());
-    settlement.event_json.len() + settlement.node_state_json.len() + blob + letter
+    let session = settlement.session.as_ref().map_or(0, |session| session.json.len());
+    settlement.event_json.len() + settlement.node_state_json.len() + blob + letter + session
 }
 
 /// Notices that Redis is another one than before, and writes again what it may have lost.

@@ -134,7 +134,7 @@ impl Dialogue {
 
     /// The conversation, when it is over.
     pub fn into_turns(self) -> Conversation {
-        closed(self.turns)
+        closed(self.turns, NOT_RUN)
     }
 
     /// The provider that had the last turn, by its configured name.
@@ -388,13 +388,18 @@ impl Dialogue {
     }
 }
 
-/// A conversation that is over. Tools that were wanted last and not called have an answer too, or nobody could go on
-/// with it.
-pub(super) fn closed(mut turns: Conversation) -> Conversation {
+/// What is said of tools that were wanted last in a conversation that ended before they were called.
+pub(super) const NOT_RUN: &str = "Not run.";
+/// The same where it ended while they were being called: some may have done what they do.
+pub(super) const CUT_OFF: &str = "The conversation ended before the result of this call was in it. The call may or may not have \
+    taken effect. Check whether it did before you repeat it.";
+
+/// A conversation that is over. Tools that were wanted last have an answer too, these words, or nobody could go on with it.
+pub(super) fn closed(mut turns: Conversation, words: &str) -> Conversation {
     if let Some(Turn::Assistant(last)) = turns.last().map(AsRef::as_ref)
         && !last.tool_uses.is_empty()
     {
-        let results = last.tool_uses.iter().map(|tool_use| ToolResult::error(&tool_use.id, "Not run."));
+        let results = last.tool_uses.iter().map(|tool_use| ToolResult::error(&tool_use.id, words));
         let results = Turn::ToolResults(results.collect());
         turns.push(Arc::new(results));
     }

@@ -65,6 +65,8 @@ pub(super) struct Ledger {
     pub session: RefCell<Option<Session>>,
     /// What others decided, in few words.
     pub decisions: RefCell<Vec<Value>>,
+    /// The tools that were wanted last are being called: what comes of each is not in `said` yet.
+    pub calling: Cell<bool>,
     /// What servers still work on.
     pub tasks: RefCell<BTreeMap<CallId, OpenTask>>,
     /// Fires once it is known what an earlier attempt has on record.
@@ -86,6 +88,7 @@ impl Ledger {
     pub fn reached(&self, dialogue: &Dialogue) {
         self.partial.replace(Some(dialogue.partial()));
         self.said.replace(dialogue.turns().clone());
+        self.calling.set(false);
     }
 
     /// Does a step and notes how many attempts it took. A step that has to wait for long never returns: the node is
@@ -102,7 +105,7 @@ impl Ledger {
         Op: Future<Output = Result<T, Failure>>,
     {
         // Once the node was parked in this step, its first try here is another one already.
-        let tried = Cell::new(patience.made > 0);
+        let tried = Cell::new(patience.parked);
         let counted = || {
             self.spent.borrow_mut().retries += u32::from(tried.replace(true));
             operation()
@@ -443,11 +446,12 @@ impl<P: Ports> Execution<'_, P> {
             return pending().await;
         }
         let site = site.to_string();
-        let made = self.delivery.meta.waits.get(&site).copied().unwrap_or_default();
+        let before = self.delivery.meta.waits.get(&site).copied();
         let Self { policy, deadline, settings, .. } = *self;
         // Only the last place to turn to is worth a long wait, so what was used up before one belongs to it alone.
-        let made = if elsewhere { 0 } else { made };
-        let patience = Patience { policy, deadline, made, park_after: settings.park_after, elsewhere };
+        let before = before.filter(|_| !elsewhere);
+        let (made, parked) = (before.unwrap_or_default(), before.is_some());
+        let patience = Patience { policy, deadline, made, parked, park_after: settings.park_after, elsewhere };
         self.ledger.step(name, &site, &patience, operation).await
     }
 

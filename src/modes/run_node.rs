@@ -28,7 +28,7 @@ use crate::modes::approval::Approvals;
 use crate::modes::attachments::Texts;
 use crate::modes::budget::Budget;
 use crate::modes::deadline::{self, Deadline};
-use crate::modes::dialogue::closed;
+use crate::modes::dialogue::{CUT_OFF, NOT_RUN, closed};
 use crate::modes::execution::{Execution, Ledger};
 use crate::modes::llm::{self, LlmPlan, LlmTask};
 use crate::modes::logbook::{Desk, Earlier, Logbook, Subject, digest};
@@ -318,7 +318,8 @@ impl<P: Ports> NodeRun<'_, P> {
     /// The conversation in which the node failed, for whoever wants to see it or to go on with it.
     fn conversation(&self) -> Option<Box<RawValue>> {
         let item = &self.delivery.item;
-        let conversation = Session::write(&item.node_id, &item.run_id, &closed(self.ledger.said.take()));
+        let words = if self.ledger.calling.get() { CUT_OFF } else { NOT_RUN };
+        let conversation = Session::write(&item.node_id, &item.run_id, &closed(self.ledger.said.take(), words));
         let (bytes, limit) = (conversation.get().len(), self.settings.output_limit);
         if bytes > limit {
             self.ledger.warn([format!(

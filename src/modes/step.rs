@@ -26,6 +26,8 @@ pub struct Patience {
     pub deadline: Instant,
     /// Attempts that were used up before the node was parked in this step.
     pub made: u32,
+    /// Whether it was: a wait that was asked for uses up none.
+    pub parked: bool,
     /// The longest wait that is worth holding a slot for; without it every wait is.
     pub park_after: Option<Duration>,
     /// Whether the same can be had elsewhere: then nothing is waited out that the other side is known to need time for.
@@ -55,7 +57,7 @@ where
     F: FnMut() -> Op,
     Op: Future<Output = Result<T, Failure>>,
 {
-    let Patience { policy, deadline, made, park_after, elsewhere } = patience;
+    let Patience { policy, deadline, made, park_after, elsewhere, parked: _ } = patience;
     let mut attempt = made.saturating_add(1);
     loop {
         let failure = match operation().await {
@@ -131,7 +133,8 @@ mod tests {
     }
 
     fn patience(limit: Duration) -> Patience {
-        Patience { policy: policy(), deadline: Instant::now() + limit, made: 0, park_after: None, elsewhere: false }
+        let deadline = Instant::now() + limit;
+        Patience { policy: policy(), deadline, made: 0, parked: false, park_after: None, elsewhere: false }
     }
 
     /// Runs a step whose first `failures` tries fail; gives the result, the tries and the time it took.

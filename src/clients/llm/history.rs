@@ -35,7 +35,7 @@ pub(super) fn way(turn: &AssistantTurn, native: Form, reader: &str) -> Way {
     match form(&turn.raw) {
         None => Way::Nowhere,
         Some(form) if form == native && is_readable(turn, reader) => Way::AsIs,
-        Some(_) if turn.text.is_empty() && turn.tool_uses.is_empty() => Way::Nowhere,
+        Some(_) if turn.text.trim().is_empty() && turn.tool_uses.is_empty() => Way::Nowhere,
         Some(_) => Way::InWords,
     }
 }
@@ -76,7 +76,7 @@ pub(super) fn responses(output: &str) -> String {
 /// A turn as content of the Messages API. What a vendor signed or encrypted means nothing elsewhere, so thinking is
 /// left out.
 pub(super) fn content_blocks(turn: &AssistantTurn) -> Vec<Value> {
-    let text = (!turn.text.is_empty()).then(|| text_block(&turn.text));
+    let text = (!turn.text.trim().is_empty()).then(|| text_block(&turn.text));
     let uses = turn
         .tool_uses
         .iter()

@@ -490,6 +490,10 @@ async fn a_tool_that_hangs_ends_with_the_node_and_not_as_a_result() {
         Script::new().tool_with("sleep", any, Duration::from_secs(3600), echo).model([wants(&[("sleep", json!({}))])]);
     let report = script.run(with(json!({"timeout": 5}))).await;
     assert_eq!(code(&report), ("permanent", "timeout"));
+    // Whoever goes on with the conversation must not think that nothing was done.
+    let kept: Value = serde_json::from_str(report.conversation.expect("it is kept").get()).expect("JSON");
+    let said = kept["turns"][2]["tool_results"][0]["content"][0]["text"].as_str().expect("a text").to_owned();
+    assert!(said.contains("may or may not have taken effect"), "{said}");
 }
 
 #[tokio::test(start_paused = true)]

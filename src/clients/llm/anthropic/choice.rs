@@ -22,7 +22,8 @@ pub(super) fn settle(
         return;
     }
     // Tools of the provider are the node's own wish, and no part of our loop.
-    if !request.tools_allowed && tools.iter().any(|tool| matches!(tool, Tool::Own { .. })) {
+    let may_be_called = request.tools_allowed && !request.tools.is_empty();
+    if !may_be_called && tools.iter().any(|tool| matches!(tool, Tool::Own { .. })) {
         // The tools stay listed: the history uses them, and taking them away would change the cached prefix.
         members.insert(String::from("tool_choice"), json!({"type": "none"}));
         return;
