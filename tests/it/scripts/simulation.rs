@@ -181,8 +181,14 @@ fn an_owner_who_is_not_asked_for_is_found_out() {
         breach(0, "unclaimed", "return not entries.err and #entries > 0", "return false"),
         breach(0, "hold", "held[#held + 1] = 'JUSTID'", ""),
         breach(0, "hold", "held[#held + 1] = ARGV[4]", "held[#held + 1] = '0'"),
+    ]);
+}
+
+#[test]
+fn a_journal_that_is_kept_wrongly_is_found_out() {
+    all_are_found_out(&[
         breach(0, "journal", "then return 'lost' end\nlocal kind", "then return 'ok' end\nlocal kind"),
-        breach(1, "journal", " and added > 0", ""),
+        breach(2, "journal", " and added > 0", ""),
     ]);
 }
 
@@ -207,7 +213,7 @@ fn a_takeover_of_what_has_changed_hands_is_found_out() {
     all_are_found_out(&[
         breach(0, "take", "pending[2] == ARGV[i + 1] and ", ""),
         breach(0, "take", " and pending[4] == tonumber(ARGV[i + 2])", ""),
-        breach(3, "take", " and pending[3] >= tonumber(ARGV[3])", ""),
+        breach(2, "take", " and pending[3] >= tonumber(ARGV[3])", ""),
         breach(0, "take", "if ARGV[4] == '1' then", "if true then"),
         breach(0, "reap", "facts.pending == 0 and ", ""),
     ]);
@@ -219,7 +225,7 @@ fn parked_work_that_comes_back_wrongly_is_found_out() {
         breach(0, "aside", "return record == ARGV[6] and 'again' or 'lost' end", "return 'lost' end"),
         breach(0, "aside", "redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])", ""),
         breach(0, "aside", "redis.call('PERSIST', KEYS[6])", ""),
-        breach(2, "return", "if due and tonumber(due) <= now and", "if"),
+        breach(7, "return", "if due and tonumber(due) <= now and", "if"),
         breach(0, "return", "if due and tonumber(due) <= now and redis.call('ZREM', KEYS[2], first) == 1 then", "do"),
         breach(0, "return", "string.sub(facts[1], 1, #parked) == parked", "false"),
     ]);

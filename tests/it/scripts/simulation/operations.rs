@@ -41,6 +41,7 @@ pub enum Operation {
         field: usize,
         restart: bool,
         progress: bool,
+        lost: bool,
     },
     /// A request about something that was handed back meanwhile arrives at last.
     Straggle {
@@ -64,6 +65,7 @@ pub enum Operation {
     /// A mover looks for what is due, and brings it back when `between` has happened.
     Move {
         stream: usize,
+        lost: bool,
         between: Vec<Operation>,
     },
     HandBack {
@@ -72,6 +74,7 @@ pub enum Operation {
     },
     Renew {
         worker: usize,
+        lost: bool,
     },
     /// A worker looks for what it may take over, and takes it when `between` has happened.
     Claim {
@@ -134,7 +137,7 @@ fn meanwhile_moving(stream: usize) -> impl Strategy<Value = Vec<Operation>> {
     use Operation::*;
     (1..5_usize, 0..WORKERS, any::<bool>()).prop_map(move |(steps, worker, due)| {
         let again = [
-            Move { stream, between: Vec::new() },
+            Move { stream, lost: false, between: Vec::new() },
             Read { worker, permits: 1, lost: false },
             Open { worker, pick: 0 },
             Park { worker, pick: 0, due, lost: false },
@@ -181,19 +184,20 @@ fn operation(slow: bool) -> BoxedStrategy<Operation> {
         7 => (0..=RUNS, stream()).prop_map(|(run, stream)| Submit { run, stream }),
         10 => (worker(), 1..=2_usize, rarely()).prop_map(|(worker, permits, lost)| Read { worker, permits, lost }),
         9 => (worker(), pick()).prop_map(|(worker, pick)| Open { worker, pick }),
-        9 => (worker(), pick(), 0..2_usize, rarely(), any::<bool>())
-            .prop_map(|(worker, pick, field, restart, progress)| Append { worker, pick, field, restart, progress }),
+        9 => (worker(), pick(), 0..2_usize, rarely(), any::<bool>(), rarely()).prop_map(
+            |(worker, pick, field, restart, progress, lost)| Append { worker, pick, field, restart, progress, lost }
+        ),
         4 => (pick(), 0..2_usize).prop_map(|(pick, field)| Straggle { pick, field }),
         8 => (worker(), pick(), ending(), rarely(), any::<bool>(), others()).prop_map(
             |(worker, pick, ending, large, lost, between)| Settle { worker, pick, ending, large, lost, between }
         ),
         8 => (worker(), pick(), prop::bool::weighted(0.7), any::<bool>())
             .prop_map(|(worker, pick, due, lost)| Park { worker, pick, due, lost }),
-        7 => stream().prop_flat_map(move |stream| {
-            movers(stream).prop_map(move |between| Move { stream, between })
+        7 => (stream(), rarely()).prop_flat_map(move |(stream, lost)| {
+            movers(stream).prop_map(move |between| Move { stream, lost, between })
         }),
         5 => (worker(), pick()).prop_map(|(worker, pick)| HandBack { worker, pick }),
-        3 => worker().prop_map(|worker| Renew { worker }),
+        3 => (worker(), rarely()).prop_map(|(worker, lost)| Renew { worker, lost }),
         10 => claim,
         2 => (worker(), stream()).prop_map(|(worker, stream)| Stranded { worker, stream }),
         5 => (pick(), any::<bool>()).prop_map(|(pick, stale)| Redrive { pick, stale }),

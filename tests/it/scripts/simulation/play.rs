@@ -63,6 +63,8 @@ struct Holding {
     opened: bool,
     ordered: bool,
     sent: Option<Sent>,
+    /// The entry of the journal whose answer never came: before anything else is put on record it is sent again.
+    unanswered: Option<Append>,
 }
 
 impl Holding {
@@ -191,9 +193,9 @@ impl<'a> Play<'a> {
                 Some((worker, at)) => self.open(worker, at).await,
                 None => Ok(()),
             },
-            Operation::Append { worker, pick, field, restart, progress } => {
+            Operation::Append { worker, pick, field, restart, progress, lost } => {
                 let Some((worker, at)) = self.choose(worker, pick, Holding::runs) else { return Ok(()) };
-                self.append(worker, at, field, restart, progress).await
+                self.append(worker, at, field, restart, progress, lost).await
             }
             Operation::Straggle { pick, field } => self.straggle(pick, field).await,
             Operation::Settle { worker, pick, ending, large, lost, between } => {
@@ -205,10 +207,17 @@ impl<'a> Play<'a> {
                 // Half of what waits waits for somebody.
                 self.park(worker, at, due, pick % 2 == 1, lost).await
             }
-            Operation::Move { stream, between } => self.bring_back(stream, &between).await,
+            Operation::Move { stream, lost, between } => {
+                self.bring_back(stream, &between).await?;
+                if lost {
+                    // Who was not told asks again, and nothing comes back twice.
+                    self.bring_back(stream, &[]).await?;
+                }
+                Ok(())
+            }
             Operation::HandBack { worker, pick } => self.hand_back(worker, pick).await,
-            Operation::Renew { worker } => {
-                self.renew(worker).await?;
+            Operation::Renew { worker, lost } => {
+                self.renew(worker, lost).await?;
                 // Somebody decides meanwhile, about one run or another.
                 self.decide(worker).await
             }
@@ -271,7 +280,7 @@ impl<'a> Play<'a> {
                 let held = &mut self.processes[worker].held;
                 // What is delivered again while it runs here is adopted, never started twice.
                 held.retain(|holding| holding.raw.entry != raw.entry || holding.raw.stream != raw.stream);
-                held.push(Holding { work: at, raw, item, opened: false, ordered: false, sent: None });
+                held.push(Holding { work: at, raw, item, opened: false, ordered: false, sent: None, unanswered: None });
             }
         }
         Ok(())

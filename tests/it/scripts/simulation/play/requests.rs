@@ -65,38 +65,44 @@ impl Play<'_> {
         field: usize,
         restart: bool,
         progress: bool,
+        lost: bool,
     ) -> Check {
         let holding = self.processes[worker].held[at].clone();
-        if self.write(worker, &holding, field, restart, progress).await? == Answer::Lost {
-            self.processes[worker].held.remove(at);
+        let new = || Self::entry(&holding, field, restart, progress);
+        let write = holding.unanswered.clone().unwrap_or_else(new);
+        let answer = self.write(worker, &holding, &write).await?;
+        let held = &mut self.processes[worker].held;
+        if lost {
+            held[at].unanswered = Some(write);
+        } else if answer == Answer::Lost {
+            held.remove(at);
+        } else {
+            held[at].unanswered = None;
         }
         Ok(())
+    }
+
+    fn entry(holding: &Holding, field: usize, restart: bool, progress: bool) -> Append {
+        let token = &holding.raw.token;
+        let value = format!("{} {}", token.consumer, token.deliveries);
+        Append { field: format!("f{field}"), value, restart, progress }
     }
 
     /// A request arrives that was sent before its entry was handed back.
     pub(super) async fn straggle(&mut self, pick: usize, field: usize) -> Check {
         let Some(holding) = self.stragglers.get(pick % self.stragglers.len().max(1)).cloned() else { return Ok(()) };
-        self.write(0, &holding, field, false, false).await.map(drop)
+        self.write(0, &holding, &Self::entry(&holding, field, false, false)).await.map(drop)
     }
 
-    pub(super) async fn write(
-        &mut self,
-        worker: usize,
-        holding: &Holding,
-        field: usize,
-        restart: bool,
-        progress: bool,
-    ) -> Check<Answer> {
+    async fn write(&mut self, worker: usize, holding: &Holding, write: &Append) -> Check<Answer> {
         let Some(item) = &holding.item else { return Err(String::from("only what was understood runs")) };
         let token = &holding.raw.token;
-        let value = format!("{} {}", token.consumer, token.deliveries);
-        let write = Append { field: format!("f{field}"), value, restart, progress };
         let entry = JournalEntry {
             header: write.value.clone(),
             field: write.field.clone(),
             value: write.value.clone(),
-            restart,
-            progress,
+            restart: write.restart,
+            progress: write.progress,
             whole: None,
         };
         let answer = self.processes[worker].tools.journal.append(item, token, &entry).await;
@@ -105,7 +111,7 @@ impl Play<'_> {
             Appended::Lost => Answer::Lost,
         };
         let stream = self.stream(&holding.raw.stream);
-        agree("an entry of a journal", found, self.model.append(stream, holding.entry(), &holding.owner(), &write))?;
+        agree("an entry of a journal", found, self.model.append(stream, holding.entry(), &holding.owner(), write))?;
         Ok(found)
     }
 
@@ -122,7 +128,7 @@ impl Play<'_> {
         agree("handing back", found, vec![if kept { Renewal::Kept } else { Renewal::Lost }])
     }
 
-    pub(super) async fn renew(&mut self, worker: usize) -> Check {
+    pub(super) async fn renew(&mut self, worker: usize, lost: bool) -> Check {
         let process = &mut self.processes[worker];
         let held: Vec<Held> = process.held.iter().map(Holding::held).collect();
         let found = answered("a renewal", process.tools.leases.renew(&held).await)?;
@@ -134,6 +140,10 @@ impl Play<'_> {
             expected.push(if kept { Renewal::Kept } else { Renewal::Lost });
         }
         agree("a renewal", &found, &expected)?;
+        if lost {
+            // Whose lease is lost goes on and does not know it.
+            return Ok(());
+        }
         let nodes: Vec<usize> = holdings.iter().filter_map(|holding| self.model.works[holding.work].run).collect();
         let names: Vec<_> = nodes.iter().map(|run| (graph(), node_id(*run))).collect();
         let process = &mut self.processes[worker];

@@ -125,7 +125,7 @@ impl Play<'_> {
             }
             self.step(&Operation::Late).await?;
             for stream in 0..STREAMS {
-                self.step(&Operation::Move { stream, between: vec![] }).await?;
+                self.step(&Operation::Move { stream, lost: false, between: vec![] }).await?;
                 let (limit, suspects, between) = (100, Some(100), vec![]);
                 let claim = Operation::Claim { worker: 0, stream, limit, suspects, lost: false, between };
                 self.step(&claim).await?;
