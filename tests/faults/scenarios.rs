@@ -7,19 +7,16 @@ use fastrand::Rng;
 use super::arena::Arena;
 use super::charges::Over;
 use super::checker::{Rules, Verdict, judge};
-use super::fleet::{CONNECT_MS, LEASE_MS, SWEEP_MS};
 use super::harness::eventually;
 use super::items::{Entry, Kind, Work, item};
 use super::network::Wire;
 use super::outage::{How, Outage};
 use super::report::table;
 use super::storm::{Storm, lulls, rage};
+use super::takeovers::TAKEOVER;
 
 /// What the worker is held to. A completion that nobody has put on record yet is paid for again when its worker dies.
 const RULES: Rules = Rules { completions_may_repeat: true, memory_must_be_judged: false, takeover: TAKEOVER };
-/// A lease runs out, Redis may go away just then, and when it is back workers connect, have a lease of contact, and
-/// look: 4.25 s, of which a machine with much else to do may make four times as much.
-const TAKEOVER: Duration = Duration::from_millis(4 * (LEASE_MS + CONNECT_MS + LEASE_MS + SWEEP_MS));
 /// Every write is on disk before it is answered, so that what is lost was lost by a worker.
 const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
 

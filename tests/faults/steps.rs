@@ -1,6 +1,6 @@
 //! A worker that dies, panics or stands still at each single step of an item's way.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use da_node_executor::failpoint::{MARK, Point};
 use futures_util::future::join_all;
@@ -11,9 +11,7 @@ use super::evidence::{End, Evidence, Identity};
 use super::fleet::LEASE_MS;
 use super::harness::eventually;
 use super::items::{Entry, Kind, Work, item};
-
-/// By far longer than a lease and the gate of the one that takes over, by far shorter than any other wait.
-const TAKEOVER: Duration = Duration::from_millis(6 * LEASE_MS);
+use super::takeovers::TAKEOVER;
 
 /// Every step is on record when its place is reached, and nothing is paid for and not on record there.
 const RULES: Rules = Rules { completions_may_repeat: false, memory_must_be_judged: false, takeover: TAKEOVER };

@@ -4,6 +4,13 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::fleet::{CONNECT_MS, LEASE_MS, SWEEP_MS};
+
+/// How long a takeover may take while Redis is there. A lease runs out, Redis may go away just then, and when it is back
+/// workers connect, have a lease of contact, and look: 4.25 s, of which a machine with much else to do may make four times
+/// as much. Whatever else a worker waits for takes longer.
+pub const TAKEOVER: Duration = Duration::from_millis(4 * (LEASE_MS + CONNECT_MS + LEASE_MS + SWEEP_MS));
+
 /// The deaths whose work still waits, and the longest wait so far.
 #[derive(Debug, Default)]
 pub struct Takeovers {
