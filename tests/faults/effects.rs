@@ -20,6 +20,9 @@ const KEY: &str = "da-node-executor/idempotencyKey";
 pub const SLOW: Duration = Duration::from_millis(700);
 /// How long a call takes that nobody is meant to wait for.
 const ENDLESS: Duration = Duration::from_secs(60);
+/// Looks at a task that find it at work, and how long a worker has to wait for each: longer than a slot is held for.
+const LOOKS: usize = 2;
+const TASK_PAUSE_MS: u64 = 400;
 /// Characters of a large output: more than a worker puts into state and event.
 const LARGE: usize = 4096;
 
@@ -44,6 +47,8 @@ struct Seen {
     ended: HashSet<String>,
     /// Effects whose first request was put off.
     put_off: HashSet<String>,
+    /// How often each task was looked at.
+    looks: HashMap<String, usize>,
 }
 
 impl Counter {
@@ -87,6 +92,7 @@ impl World {
                         .app_data(counted.clone())
                         .app_data(asked.clone())
                         .route("/mcp/{slot}", web::post().to(mcp))
+                        .route("/works", web::post().to(works))
                         .route("/effect/{name}", web::post().to(effect))
                         .route("/effect/{name}", web::put().to(effect))
                         .route("/slow/{name}", web::post().to(slow))
@@ -116,9 +122,11 @@ impl World {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The MCP endpoint of the worker in a slot: its address tells who calls.
-    pub fn mcp(&self, slot: usize) -> String {
-        format!("http://{}/mcp/{slot}", self.host())
+    /// The MCP servers of the worker in a slot: the one whose address tells who calls, and the one whose calls become
+    /// tasks.
+    pub fn servers(&self, slot: usize) -> String {
+        let host = self.host();
+        format!("effects=http://{host}/mcp/{slot},works=http://{host}/works")
     }
 
     /// Where the model is.
@@ -216,6 +224,44 @@ async fn call(slot: usize, params: &Value, counter: &Counter) -> Option<Value> {
     }
     tokio::time::sleep(Duration::from_millis(1)).await;
     Some(json!({"content": [{"type": "text", "text": name}], "structuredContent": output}))
+}
+
+/// A server of the modern era that works on its calls by itself.
+async fn works(body: Bytes, counter: Data<Counter>) -> HttpResponse {
+    let Ok(message) = serde_json::from_slice::<Value>(&body) else { return HttpResponse::BadRequest().finish() };
+    let params = &message["params"];
+    let state = |task: &Value, status: &str| {
+        json!({"resultType": "complete", "taskId": task, "status": status, "ttlMs": null, "pollIntervalMs": TASK_PAUSE_MS,
+            "createdAt": "2026-01-02T03:04:05Z", "lastUpdatedAt": "2026-01-02T03:04:05Z"})
+    };
+    let result = match message["method"].as_str() {
+        Some("server/discover") => {
+            json!({"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}})
+        }
+        Some("tools/list") => json!({"resultType": "complete", "tools": [tool("build", false)]}),
+        Some("tools/call") => {
+            let name = &params["arguments"]["effect"];
+            counter.happen(name.as_str().unwrap_or_default(), params["_meta"][KEY].as_str().unwrap_or(NO_KEY));
+            let mut task = state(name, "working");
+            task["resultType"] = json!("task");
+            task
+        }
+        Some("tasks/get") => {
+            let (task, mut seen) = (&params["taskId"], counter.seen());
+            let looks = seen.looks.entry(task.as_str().unwrap_or_default().to_owned()).or_default();
+            *looks += 1;
+            match *looks {
+                0..=LOOKS => state(task, "working"),
+                _ => {
+                    let mut ended = state(task, "completed");
+                    ended["result"] = json!({"content": [], "structuredContent": {"effect": task}});
+                    ended
+                }
+            }
+        }
+        _ => json!({"resultType": "complete"}),
+    };
+    HttpResponse::Ok().json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
 }
 
 fn tool(name: &str, idempotent: bool) -> Value {

@@ -127,7 +127,7 @@ impl Fleet {
         let mut fleet =
             Self { env, program, dir, slots: Vec::new(), twins: Vec::new(), leaving: Vec::new(), started: 0 };
         for (slot, port) in ports.iter().enumerate() {
-            let mcp = world.mcp(slot);
+            let mcp = world.servers(slot);
             let process = fleet.launch(slot, *port, &mcp, None);
             fleet.slots.push(Slot { process, port: *port, mcp });
         }
@@ -142,7 +142,7 @@ impl Fleet {
             .envs(&self.env)
             .env("WORKER_ID", &id)
             .env("REDIS_ADDR", format!("127.0.0.1:{port}"))
-            .env("MCP_SERVERS", format!("effects={mcp}"))
+            .env("MCP_SERVERS", mcp)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

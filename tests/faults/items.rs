@@ -1,5 +1,5 @@
 //! The work of a run, drawn from its seed: nodes of every mode, loops with several identities of one node, copies of
-//! one item, nodes that wait for a moment or for a person, that are cancelled, or whose output is large, poison, and
+//! one item, nodes that wait for a moment, a person or a task, that are cancelled, or whose output is large, poison, and
 //! entries that nobody can read.
 
 use std::collections::{BTreeSet, HashSet};
@@ -70,6 +70,8 @@ pub enum Kind {
     PatientTool,
     PatientLlm,
     PatientAgent,
+    /// A call that its server works on by itself, asked for several times.
+    Task,
     /// An agent two of whose calls want a person's word.
     Asking,
     /// Never ends unless somebody cancels it.
@@ -94,7 +96,8 @@ impl Work {
             let node = format!("n{}", rng.u64(..NODES));
             let kind = match rng.u16(..1000) {
                 _ if number % every == every / 2 => Kind::Poison,
-                0..200 => Kind::Request,
+                0..180 => Kind::Request,
+                180..200 => Kind::Task,
                 200..260 => Kind::Replace,
                 260..390 => Kind::Charge,
                 390..480 => Kind::Put,
@@ -234,6 +237,7 @@ pub fn item(kind: Kind, graph: String, node: String, run: String, host: &str) ->
         Kind::Charge => (tool("effects/charge"), &[false]),
         Kind::Large => (tool("effects/large"), &[false]),
         Kind::PatientTool => (tool("effects/busy"), &[false]),
+        Kind::Task => (tool("works/build"), &[false]),
         Kind::Put | Kind::FromTheFuture => (tool("effects/put"), &[true]),
         Kind::Held => (tool("effects/hold"), &[true]),
         Kind::Poison => (tool("effects/poison"), &[true]),
@@ -271,6 +275,8 @@ pub fn item(kind: Kind, graph: String, node: String, run: String, host: &str) ->
     let waits = match kind {
         Kind::PatientTool | Kind::PatientLlm => 1,
         Kind::PatientAgent | Kind::Asking => 2,
+        // Once before each look.
+        Kind::Task => 3,
         _ => 0,
     };
     let large = kind == Kind::Large;
