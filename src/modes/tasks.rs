@@ -164,7 +164,7 @@ impl<P: Ports> Execution<'_, P> {
                         tracing::info!(tool = %call.target, code = failure.code.as_ref(), error = %failure,
                             "a task cannot be looked at, trying again");
                     }
-                    Retry::After(_) | Retry::Never => return Err(failure),
+                    Retry::After(_) | Retry::Never => return Err(unseen(failure, running.start.class)),
                 },
             }
         }
@@ -212,6 +212,18 @@ impl<P: Ports> Execution<'_, P> {
         let open = self.ledger.tasks.borrow_mut().remove(&place);
         if let Some(OpenTask { target, id }) = open {
             self.ports.tools().give_up(&target, &id).await;
+        }
+    }
+}
+
+/// The end of a call whose task cannot be looked at any more. It was made, so nobody may take the failure for one that
+/// another call would cure, unless the call may be made again.
+fn unseen(failure: Failure, class: Class) -> Failure {
+    match class {
+        Class::Safe => failure,
+        Class::Unsafe => {
+            let message = format!("{}. The call was made, and may have taken effect", failure.message);
+            Failure { category: Category::Permanent, retry_after: None, message, ..failure }
         }
     }
 }

@@ -217,6 +217,15 @@ async fn a_server_that_is_away_is_asked_again_and_one_that_answers_nonsense_is_n
     assert_eq!(*script.given_up.borrow(), ["task-1"], "nobody waits for it any more");
 }
 
+#[test]
+fn a_call_that_was_made_is_not_to_be_made_again_because_its_end_cannot_be_seen() {
+    let away = || Failure::retriable("mcp_unreachable", "connection refused");
+    let unsafe_call = unseen(away(), Class::Unsafe);
+    assert_eq!((unsafe_call.category, unsafe_call.code.as_ref()), (Category::Permanent, "mcp_unreachable"));
+    assert!(unsafe_call.message.contains("may have taken effect"), "{}", unsafe_call.message);
+    assert_eq!(unseen(away(), Class::Safe), away());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_ends_gives_its_tasks_up() {
     let going = || Script::new().task("build", QUICK, (0..100).map(|_| goes_on(QUICK)));
