@@ -12,7 +12,7 @@ use crate::modes::ModeSettings;
 use crate::modes::attachments::{Attachments, AttachmentsPlan, Texts};
 use crate::modes::dialogue::{AgentRules, Answer, Dialogue, Move, Rules};
 use crate::modes::execution::{Brief, Execution};
-use crate::modes::llm::{output_schema, used};
+use crate::modes::llm::output_schema;
 use crate::modes::names::Names;
 use crate::modes::schema::Schema;
 use crate::modes::scope::Scope;
@@ -114,9 +114,6 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: AgentTask)
                     Some(completion) => dialogue.heard(completion),
                     None => {
                         brief.tools = toolbox.specs(execution).await?;
-                        if brief.tools.is_empty() {
-                            brief.earlier_tools = used(&execution.before);
-                        }
                         heard(execution, &mut dialogue, &brief).await?
                     }
                 };

@@ -33,7 +33,8 @@ impl<P: Ports> Execution<'_, P> {
         let ToolQuestion { message, schema, url, key } = question;
         let what = match key {
             None => format!("elicitation {}", json!([message, schema, url])),
-            Some(key) => format!("elicitation {}", json!([message, schema, url, key])),
+            // Its words may change from one look to the next.
+            Some(key) => format!("elicitation {}", json!([key])),
         };
         let site = CallSite::Tool(call);
         if let Some(asked) = self.logbook.asked(&self.wait_id(site, &what)) {

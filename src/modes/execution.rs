@@ -374,22 +374,22 @@ impl<P: Ports> Execution<'_, P> {
         };
         let start = Instant::now();
         let earlier = running.as_ref().map_or(Duration::ZERO, |running| since(running.start.at));
-        let mut work = pin!(self.to_its_end(place, &call, class, running));
+        let mut work = Box::pin(self.to_its_end(place, &call, class, running));
         let mut next = start;
-        let answer = loop {
+        let ended = loop {
             let news = async {
                 sleep_until(next).await;
                 told.changed().await
             };
             tokio::select! {
                 biased;
-                result = &mut work => break result,
+                result = &mut work => break Ok(result),
                 Some((question, answer)) = asked.recv() => {
                     match self.follow_question(place, target, &call.arguments, question) {
                         // Whoever asked may have gone meanwhile.
                         Ok(Followed::Answered(reply)) => drop(answer.send(reply)),
-                        Ok(Followed::Ask(ask)) => self.wait_in_call(place, *ask).await,
-                        Err(failure) => break Err(failure),
+                        Ok(Followed::Ask(ask)) => break Err(ask),
+                        Err(failure) => break Ok(Err(failure)),
                     }
                 }
                 Ok(()) = news => {
@@ -399,9 +399,14 @@ impl<P: Ports> Execution<'_, P> {
                 }
             }
         };
-        if answer.is_err() {
-            self.give_up_task(place).await;
-        }
+        let answer = match ended {
+            Ok(answer) => answer,
+            Err(ask) => {
+                // The other calls of the turn may go on for long, and need what this one holds at its server.
+                drop(work);
+                self.wait_in_call(place, *ask).await
+            }
+        };
         Called { answer, took: earlier + start.elapsed() }
     }
 

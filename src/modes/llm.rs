@@ -146,7 +146,7 @@ pub(super) async fn complete<P: Ports>(
 
 /// The tools that a conversation shows in use, as far as that shows what they are. A name that no tool can have is one
 /// that a model made up.
-pub(super) fn used(before: &Conversation) -> Arc<[ToolSpec]> {
+fn used(before: &Conversation) -> Arc<[ToolSpec]> {
     let schema = Arc::new(json!({"type": "object"}));
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let can_be = |name: &str| (1..=64).contains(&name.len()) && name.chars().all(plain);

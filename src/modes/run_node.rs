@@ -96,9 +96,9 @@ pub async fn run_node<P: Ports>(
 /// Waits for a reason to stop. An order counts once the run is opened: only then it is known what there is to stop.
 async fn told_to_stop(cancel: &Cancel, ledger: &Ledger) -> CancelReason {
     let reason = cancel.cancelled().await;
-    if reason == CancelReason::Requested {
-        // A store that is away must not hold up whoever stops.
-        let _ = tokio::time::timeout(OPENING, ledger.opened.cancelled()).await;
+    if reason == CancelReason::Requested && tokio::time::timeout(OPENING, ledger.opened.cancelled()).await.is_err() {
+        // The order stands in the store, so whoever opens the run finds it there, and the journal with it.
+        return CancelReason::Stopping;
     }
     reason
 }

@@ -29,6 +29,9 @@ const LAST_LOOK: Duration = Duration::from_secs(2);
 /// The longest pause before a call is made again whose task came to nothing. It holds the slot.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// What a server says of its task that another look would not change.
+const FINAL: [&str; 2] = ["mcp_protocol_error", "mcp_input_required"];
+
 /// A task that a server may still work on.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct OpenTask {
@@ -159,13 +162,19 @@ impl<P: Ports> Execution<'_, P> {
                         Class::Unsafe => Ended::Failed(Failure { category: Category::Permanent, ..failure }),
                     });
                 }
-                Err(failure) => match failure.retry() {
-                    Retry::After(asked) if running.task.away(asked, now) => {
-                        tracing::info!(tool = %call.target, code = failure.code.as_ref(), error = %failure,
-                            "a task cannot be looked at, trying again");
+                Err(failure) => {
+                    let asked = match failure.retry() {
+                        Retry::After(asked) => Some(asked),
+                        Retry::Never if FINAL.contains(&failure.code.as_ref()) => None,
+                        // A refusal says nothing of the task: a gateway may stand before the server, a token may be renewed.
+                        Retry::Never => Some(None),
+                    };
+                    if !asked.is_some_and(|asked| running.task.away(asked, now)) {
+                        return Err(unseen(failure, running.start.class));
                     }
-                    Retry::After(_) | Retry::Never => return Err(unseen(failure, running.start.class)),
-                },
+                    tracing::info!(tool = %call.target, code = failure.code.as_ref(), error = %failure,
+                        "a task cannot be looked at, trying again");
+                }
             }
         }
     }
@@ -204,10 +213,12 @@ impl<P: Ports> Execution<'_, P> {
     /// Whether a call ends its node rather than being told to the model: its task is lost, and a person has to look.
     pub(super) fn ends_node(&self, target: &ToolTarget, class: Class, failure: &Failure) -> bool {
         let rule = || self.settings.unknown_outcomes.of(target, class == Class::Safe);
-        failure.code == LOST && rule() == UnknownOutcome::Fail
+        let unsure = failure.code == LOST || (class == Class::Unsafe && FINAL.contains(&failure.code.as_ref()));
+        unsure && rule() == UnknownOutcome::Fail
     }
 
-    /// Gives the task of a call up whose end nobody waits for any more.
+    /// Gives the task of a call up whose end nobody waits for any more. Only once that is on record, which proves that the
+    /// node is still ours: whoever has it next would take our word for the server's.
     pub(super) async fn give_up_task(&self, place: CallId) {
         let open = self.ledger.tasks.borrow_mut().remove(&place);
         if let Some(OpenTask { target, id }) = open {
@@ -222,8 +233,10 @@ fn unseen(failure: Failure, class: Class) -> Failure {
     match class {
         Class::Safe => failure,
         Class::Unsafe => {
-            let message = format!("{}. The call was made, and may have taken effect", failure.message);
-            Failure { category: Category::Permanent, retry_after: None, message, ..failure }
+            let message =
+                format!("{} ({}). The call was made, and may have taken effect", failure.message, failure.code);
+            let code = if FINAL.contains(&failure.code.as_ref()) { failure.code } else { LOST.into() };
+            Failure { category: Category::Permanent, code, retry_after: None, message, ..failure }
         }
     }
 }

@@ -192,6 +192,7 @@ async fn concluded<P: Ports>(
             end = End::Failed(failure);
         }
         execution.logbook.ended(CALL, &end, None).await?;
+        execution.give_up_task(CALL).await;
     }
     value(&target.to_string(), answer?)
 }

@@ -195,6 +195,7 @@ impl Toolbox {
             },
         };
         execution.logbook.ended(call, &end, whole).await?;
+        execution.give_up_task(call).await;
         result(id, end)
     }
 }

@@ -418,7 +418,7 @@ async fn whatever_becomes_of_a_task_the_node_ends_and_says_what_it_was() {
         ("stopped", "permanent", "mcp_task_cancelled", "the mayor was against it", false),
         ("unwilling", "permanent", "tool_error", "it rains", false),
         ("forgotten", "permanent", "mcp_task_lost", "may have taken effect", false),
-        ("outlived", "permanent", "mcp_task_lost", "keeps it no longer", true),
+        ("outlived", "permanent", "mcp_task_lost", "keeps it no longer", false),
         ("asleep", "permanent", "mcp_protocol_error", "`asleep`", true),
         ("empty", "permanent", "mcp_protocol_error", "no result", true),
         ("shapeless", "permanent", "mcp_protocol_error", "cannot be read", true),

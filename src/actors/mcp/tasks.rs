@@ -38,8 +38,8 @@ impl Server {
                 let mut by_now = task.clone();
                 by_now.goes_on(pace, now);
                 if by_now.is_over(now) {
-                    // From here on the server may forget it at any moment, and how it ended with it.
-                    let _ = session.give_up(&task.id, GIVE_UP_LIMIT).await;
+                    // From here on the server may forget it at any moment, and how it ended with it. It is not told
+                    // anything: whoever looks at it again would take our word for the server's.
                     return Ok(TaskNews::Lost(self.outlived(tool, by_now.age(now), repeatable)));
                 }
                 Ok(TaskNews::GoesOn { pace, message, answered })

@@ -154,9 +154,14 @@ impl Inbox {
     pub(super) async fn ask(&self, method: &str, params: &Value, key: Option<&str>) -> Option<Value> {
         let answers = self.answers.as_ref()?;
         let question = Question { key: key.map(str::to_owned), ..Question::read(&self.server, method, params)? };
-        let Ok(_open) = self.questions.try_acquire() else {
-            tracing::debug!(mcp.server = %self.server, "the server asks too much at once");
-            return None;
+        let _open = match self.questions.try_acquire() {
+            Ok(open) => open,
+            // What has a name stands at the server until it is answered; whoever asks bounds the wait.
+            Err(_) if key.is_some() => self.questions.acquire().await.ok()?,
+            Err(_) => {
+                tracing::debug!(mcp.server = %self.server, "the server asks too much at once");
+                return None;
+            }
         };
         // It is most likely in the course of a call, which goes on only when it is answered.
         let flights: Vec<Flight> = self.flights().values().cloned().collect();

@@ -142,7 +142,8 @@ impl<S: McpService> Client<S> {
             }
             // However long somebody takes, the node's time is the limit, or it is ended around this.
             let left = meta.deadline.saturating_duration_since(Instant::now());
-            let asked = Box::pin(self.inbox().ask(method, params, Some(key)));
+            let name = format!("{} {key}", task.id);
+            let asked = Box::pin(self.inbox().ask(method, params, Some(&name)));
             let Ok(Some(answer)) = timeout(left, asked).await else {
                 return Err(self.input_required(tool, &in_words(method, params)));
             };

@@ -527,12 +527,6 @@ async fn a_node_without_tools_names_those_that_its_session_shows_in_use() {
     second.sessions.borrow_mut().insert(String::from("chat"), session.json);
     let report = second.run(json!({"llm_config": {"prompt": "And now?"}, "session": "chat"})).await;
     assert_eq!(output(&report)["content"], "y");
-    // An agent may have no tools either.
-    let third = Script::new().model([says("z")]);
-    *third.sessions.borrow_mut() = second.sessions.borrow().clone();
-    let bare = json!({"task": "And now?", "tools": [], "llm_config": {}, "session": "chat"});
-    assert_eq!(output(&third.run(bare).await)["result"], "z");
-    assert_eq!(third.requests.borrow()[0].earlier_tools.len(), 1);
     let requests = [first.requests.take(), second.requests.take()].concat();
     let names =
         |tools: &[crate::domain::tool::ToolSpec]| tools.iter().map(|tool| tool.name.clone()).collect::<Vec<_>>();

@@ -221,8 +221,10 @@ async fn a_server_that_is_away_is_asked_again_and_one_that_answers_nonsense_is_n
 fn a_call_that_was_made_is_not_to_be_made_again_because_its_end_cannot_be_seen() {
     let away = || Failure::retriable("mcp_unreachable", "connection refused");
     let unsafe_call = unseen(away(), Class::Unsafe);
-    assert_eq!((unsafe_call.category, unsafe_call.code.as_ref()), (Category::Permanent, "mcp_unreachable"));
-    assert!(unsafe_call.message.contains("may have taken effect"), "{}", unsafe_call.message);
+    assert_eq!((unsafe_call.category, unsafe_call.code.as_ref()), (Category::Permanent, "mcp_task_lost"));
+    assert!(unsafe_call.message.contains("refused (mcp_unreachable). The call was made"), "{}", unsafe_call.message);
+    let broken = unseen(Failure::permanent("mcp_protocol_error", "an unknown status"), Class::Unsafe);
+    assert!(broken.code == "mcp_protocol_error" && broken.message.contains("may have taken effect"), "{broken:?}");
     assert_eq!(unseen(away(), Class::Safe), away());
 }
 
