@@ -14,6 +14,8 @@ use tokio::time::{Instant, timeout};
 /// How long the end of a stream may take to come after the answer, and what may come before it, in bytes.
 const REST_LIMIT: Duration = Duration::from_secs(1);
 const MAX_REST: usize = 16 * 1024;
+/// Turns of the runtime until the connection of a stream that has ended is free.
+const TURNS: usize = 8;
 /// How long a request waits for a connection that is about to be free, rather than open another one. A machine that has
 /// a thousand of them to see to needs its time.
 const MOMENT: Duration = Duration::from_millis(500);
@@ -42,13 +44,13 @@ impl Tails {
             }
         });
         if rest.as_mut().now_or_never().is_some() {
-            // The connection is free when its own task has had its turn.
-            return yield_now().await;
+            return free().await;
         }
         self.open.fetch_add(1, Ordering::AcqRel);
         let (tails, began) = (Arc::clone(self), Instant::now());
         tokio::spawn(async move {
             let _ = timeout(REST_LIMIT, rest).await;
+            free().await;
             tails.lingers.store(began.elapsed() > MOMENT, Ordering::Release);
             tails.open.fetch_sub(1, Ordering::AcqRel);
             if tails.waiting.load(Ordering::Acquire) > 0 {
@@ -67,6 +69,14 @@ impl Tails {
         if timeout(MOMENT, self.ended.notified()).await.is_err() {
             self.lingers.store(true, Ordering::Release);
         }
+    }
+}
+
+/// Waits until the connection of a stream that has ended can be used: its own task has to see the end, and then who keeps
+/// it for the next request.
+async fn free() {
+    for _ in 0..TURNS {
+        yield_now().await;
     }
 }
 
