@@ -177,19 +177,8 @@ impl Execution<'_> {
         let subject = Subject { graph_id: &item.graph_id, node_id: &item.node_id, run_id: &item.run_id };
         let metadata = self.metadata(report);
         let record = NodeRecord {
-            node_id: item.node_id.as_str(),
-            status: NodeStatus::Waiting,
-            output: None,
-            mapped: None,
-            error: None,
-            error_details: None,
-            usage: None,
-            partial: None,
-            started_at: self.started_at,
-            completed_at: None,
             waiting: Some(asks.iter().map(Ask::brief).collect()),
-            run_id: item.run_id.as_str(),
-            metadata: &metadata,
+            ..NodeRecord::unended(item, NodeStatus::Waiting, self.started_at, &metadata)
         };
         let kind = EventType::NodeInputRequired;
         let question = |ask: &Ask| {

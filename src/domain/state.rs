@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::domain::message::Usage;
 use crate::domain::outcome::Partial;
+use crate::domain::work::WorkItem;
 
 /// How far a node has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +101,27 @@ pub struct NodeRecord<'a> {
     pub run_id: &'a str,
     /// Worker, work id, mode, attempt, duration.
     pub metadata: &'a RawValue,
+}
+
+impl<'a> NodeRecord<'a> {
+    /// A node that has not ended: neither output nor error.
+    pub fn unended(item: &'a WorkItem, status: NodeStatus, started_at: Timestamp, metadata: &'a RawValue) -> Self {
+        Self {
+            node_id: item.node_id.as_str(),
+            status,
+            output: None,
+            mapped: None,
+            error: None,
+            error_details: None,
+            usage: None,
+            partial: None,
+            started_at,
+            completed_at: None,
+            waiting: None,
+            run_id: item.run_id.as_str(),
+            metadata,
+        }
+    }
 }
 
 /// What a node reads of its graph.

@@ -35,14 +35,6 @@ fn all_fine(events: &[Event]) {
     assert!(events.iter().all(|event| event.output()["content"] == "fine" && event["metadata"]["attempt"] == 1));
 }
 
-async fn parked_is(bed: &Bed, count: usize) {
-    eventually(&format!("{count} nodes are parked"), async || {
-        let parked: usize = bed.ask(&["ZCARD", &bed.key(&format!("parked:{}", bed.stream))]).await;
-        (parked == count).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn workers_that_share_a_limit_stay_within_it_together() {
     const ITEMS: usize = 20;
@@ -169,7 +161,7 @@ async fn a_long_wait_for_the_limit_frees_the_only_slot() {
         .await;
     bed.run(&item("first", "one")).await;
     bed.submit(&item("second", "two")).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     let other = json!({"tool_name": "calculate", "tool_params": {"expression": "1 + 1"}});
     bed.submit(&json!({"graph_id": "g", "node_id": "tool", "config": other, "inputs": {}})).await;
     let events = bed.ended(2).await;
@@ -209,7 +201,7 @@ rules:
         item
     };
     bed.submit(&sized("large", "much", 10_000)).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     bed.submit_all((0..SMALL).map(|at| sized(&format!("small-{at}"), "little", 480))).await;
     let events = bed.ended(SMALL + 2).await;
     all_fine(&events);

@@ -35,29 +35,13 @@ fn spec(bed: &Bed, model: &Model, id: &str) -> Spec {
     bed.worker_with_model(id, model).set("retry.park_after", "1s")
 }
 
-async fn parked_is(bed: &Bed, count: usize) {
-    eventually(&format!("{count} nodes are parked"), async || {
-        let parked: usize = bed.ask(&["ZCARD", &bed.key(&format!("parked:{}", bed.stream))]).await;
-        (parked == count).then_some(())
-    })
-    .await;
-}
-
-/// Nothing of parking is left.
-async fn assert_clean(bed: &Bed) {
-    for name in ["parked", "parked-bodies"] {
-        let exists: bool = bed.ask(&["EXISTS", &bed.key(&format!("{name}:{}", bed.stream))]).await;
-        assert!(!exists, "{name} is left behind");
-    }
-}
-
 #[tokio::test]
 async fn a_long_wait_frees_the_only_slot_and_the_node_completes_afterwards() {
     let (bed, model) = (Bed::new().await, Model::start(SCRIPT));
     let worker = spec(&bed, &model, "w1").set("pool.size", "1").start().ready().await;
     let limited = item("limited", asking("limited for long"));
     let entry = bed.submit(&limited).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     bed.settled().await;
     let state: i64 = bed.ask(&["PTTL", &bed.key("state:g")]).await;
     assert_eq!(state, -1, "the state does not expire while a node waits");
@@ -66,7 +50,7 @@ async fn a_long_wait_frees_the_only_slot_and_the_node_completes_afterwards() {
     bed.submit(&item("other", json!({"tool_name": "calculate", "tool_params": {"expression": "1 + 1"}}))).await;
     let events = bed.ended(1).await;
     assert_eq!(events[0]["node_id"], "other");
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     assert_eq!(worker.metric("executor_items_parked_total", &[]).await, 1.0);
     assert_eq!(worker.metric("executor_items_in_flight", &[]).await, 0.0);
     eventually("the worker counts what waits", async || {
@@ -80,7 +64,7 @@ async fn a_long_wait_frees_the_only_slot_and_the_node_completes_afterwards() {
     assert_eq!(event["metadata"]["attempt"], 1, "a wait that was asked for uses up no attempt");
     assert_eq!(event["metadata"]["work_id"], format!("{}/{entry}", bed.stream));
     assert_eq!(model.calls().requests, 2);
-    assert_clean(&bed).await;
+    bed.nothing_is_parked().await;
     let state: i64 = bed.ask(&["PTTL", &bed.key("state:g")]).await;
     assert!(state > 0, "the state expires again");
     eventually("the worker counts that nothing waits", async || {
@@ -99,7 +83,7 @@ async fn crashes_are_remembered_across_a_wait_until_the_node_comes_further() {
         let data = item(node, config).to_string();
         bed.ask::<String>(&["XADD", &bed.stream, "*", "data", &data, "meta", &meta]).await;
     }
-    parked_is(&bed, 2).await;
+    bed.parked_is(2).await;
     let bodies = bed.key(&format!("parked-bodies:{}", bed.stream));
     for (field, crashes) in [("1-0:meta", 2), ("1-1:meta", 0)] {
         let meta: String = bed.ask(&["HGET", &bodies, field]).await;
@@ -126,7 +110,7 @@ async fn attempts_are_counted_across_waits() {
     assert_eq!(model.calls().requests, 5);
     // Four waits of up to 1.5 s, each drawn anew: that none is above 100 ms happens once in fifty thousand runs.
     assert!(worker.metric("executor_items_parked_total", &[]).await >= 1.0);
-    assert_clean(&bed).await;
+    bed.nothing_is_parked().await;
 }
 
 #[tokio::test]
@@ -139,7 +123,7 @@ async fn the_nodes_time_goes_on_while_it_waits() {
     assert_eq!(event.failure(), ("retriable", "rate_limited"));
     assert_eq!(worker.metric("executor_items_parked_total", &[]).await, 1.0, "one wait of 5 s fits into 8 s");
     assert_eq!((&event["data"]["error_details"]["retry_after_ms"], model.calls().requests), (&json!(5000), 2));
-    assert_clean(&bed).await;
+    bed.nothing_is_parked().await;
 }
 
 #[tokio::test]
@@ -147,20 +131,20 @@ async fn what_a_worker_parked_comes_back_although_it_died_or_stopped() {
     let (bed, model) = (Bed::new().await, Model::start(SCRIPT));
     let killed = spec(&bed, &model, "w1").start().ready().await;
     bed.submit(&item("a", asking("limited for a while, a"))).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     killed.kill();
     let stopped = spec(&bed, &model, "w2").start().ready().await;
     let events = bed.ended(1).await;
     assert_eq!((events[0].worker(), &events[0].output()["content"]), ("w2", &json!("fine")));
     bed.submit(&item("b", asking("limited for long, b"))).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     stopped.terminate();
     assert_eq!(stopped.ends().await.0, Some(0), "there is nothing to do about what waits");
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     let _third = spec(&bed, &model, "w3").start().ready().await;
     let events = bed.ended(2).await;
     assert!(events.iter().any(|event| event.worker() == "w3"));
-    assert_clean(&bed).await;
+    bed.nothing_is_parked().await;
 }
 
 #[tokio::test]
@@ -181,7 +165,7 @@ async fn many_nodes_that_wait_come_back_once_each_to_many_workers() {
         parked += worker.metric("executor_items_parked_total", &[]).await;
     }
     assert!((parked - ITEMS as f64).abs() < f64::EPSILON, "{parked}");
-    assert_clean(&bed).await;
+    bed.nothing_is_parked().await;
     let done: Vec<String> = bed.ask(&["HKEYS", &bed.key("done:g")]).await;
     assert_eq!(done.len(), ITEMS + 1, "a record a run, and the count of events");
 }
@@ -198,11 +182,11 @@ async fn an_order_to_stop_ends_a_waiting_node_long_before_its_wait_is_over() {
     other["graph_id"] = json!("h");
     bed.put_state(Layout::Hash, "h", &json!({"status": "running"})).await;
     bed.submit(&other).await;
-    parked_is(&bed, 4).await;
+    bed.parked_is(4).await;
     bed.ask::<()>(&["HSET", &bed.key("cancel:g"), "two", "{}"]).await;
     let event = bed.ended(1).await.remove(0);
     assert_eq!((&event["node_id"], event.failure()), (&json!("two"), ("cancelled", "cancelled")));
-    parked_is(&bed, 3).await;
+    bed.parked_is(3).await;
     // The graph's own status is an order too.
     bed.ask::<()>(&["HSET", &bed.key("state:h"), "status", "cancelled"]).await;
     let events = bed.ended(2).await;
@@ -211,7 +195,7 @@ async fn an_order_to_stop_ends_a_waiting_node_long_before_its_wait_is_over() {
     assert_eq!(model.calls().requests, 4, "nobody asked the model again");
     bed.ask::<()>(&["HSET", &bed.key("cancel:g"), "*", "{}"]).await;
     bed.ended(4).await;
-    assert_clean(&bed).await;
+    bed.nothing_is_parked().await;
 }
 
 #[tokio::test]

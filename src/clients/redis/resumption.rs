@@ -35,21 +35,8 @@ impl<'a> Resumption<'a> {
     pub(super) fn of(delivery: &'a Delivery) -> Option<Self> {
         delivery.meta.asked_at?;
         let metadata = to_raw_value(&json!({ "work_id": delivery.work_id })).expect("JSON values are JSON");
-        let record = NodeRecord {
-            node_id: delivery.item.node_id.as_str(),
-            status: NodeStatus::Running,
-            output: None,
-            mapped: None,
-            error: None,
-            error_details: None,
-            usage: None,
-            partial: None,
-            started_at: delivery.meta.since.unwrap_or_else(|| delivery.added_at()),
-            completed_at: None,
-            waiting: None,
-            run_id: delivery.item.run_id.as_str(),
-            metadata: &metadata,
-        };
+        let started_at = delivery.meta.since.unwrap_or_else(|| delivery.added_at());
+        let record = NodeRecord::unended(&delivery.item, NodeStatus::Running, started_at, &metadata);
         Some(Self { delivery, running: serde_json::to_string(&record).expect("a node state has string keys") })
     }
 

@@ -343,6 +343,23 @@ impl Bed {
         .await;
     }
 
+    /// Waits until so many items wait outside of the stream.
+    pub async fn parked_is(&self, count: usize) {
+        let key = self.key(&format!("parked:{}", self.stream));
+        eventually(&format!("{count} nodes are parked"), async || {
+            (self.ask::<usize>(&["ZCARD", &key]).await == count).then_some(())
+        })
+        .await;
+    }
+
+    /// Nothing is left of items that waited outside of the stream.
+    pub async fn nothing_is_parked(&self) {
+        for name in ["parked", "parked-bodies"] {
+            let exists: bool = self.ask(&["EXISTS", &self.key(&format!("{name}:{}", self.stream))]).await;
+            assert!(!exists, "{name} is left behind");
+        }
+    }
+
     /// What is pending.
     pub async fn pending(&self) -> Vec<Pending> {
         self.ask(&["XPENDING", &self.stream, GROUP, "-", "+", "1000"]).await
