@@ -16,7 +16,7 @@ use crate::actors::publisher::Publisher;
 use crate::actors::supervise::{DeathWatch, Post};
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::health::Health;
-use crate::modes::{ModeSettings, run_node};
+use crate::modes::{ModeSettings, give_up_tasks, run_node};
 
 /// What every executor needs.
 pub struct ExecutorDeps {
@@ -65,12 +65,18 @@ impl Handler<Execute> for NodeExecutor {
             deps.health.began(format!("{}/{}", delivery.item.graph_id, delivery.item.node_id));
             let (started_at, started) = (Timestamp::now(), Instant::now());
             let run = run_node(&deps.handles, &deps.settings, &delivery, &custody.cancel);
-            let report = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|panic| panicked(&*panic));
+            let mut report = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|panic| panicked(&*panic));
+            let tasks = std::mem::take(&mut report.tasks);
             let finished = NodeFinished { delivery, custody, report, started_at, started, letter: None };
             match deps.publisher.addr() {
                 // The Publisher answers when the settle is answered, so its death would be seen here.
-                Some(publisher) if publisher.send(finished).await.is_ok() => {}
-                _ => tracing::error!("the publisher is away, the entry stays for a later pass"),
+                Some(publisher) => match publisher.send(finished).await {
+                    Ok(true) => give_up_tasks(&deps.handles.tools, tasks).await,
+                    // Whoever has the node now, or takes it over, goes on with them.
+                    Ok(false) => {}
+                    Err(_) => tracing::error!("the publisher died, the entry stays for a later pass"),
+                },
+                None => tracing::error!("the publisher is away, the entry stays for a later pass"),
             }
         };
         Box::pin(work.instrument(span))

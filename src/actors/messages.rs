@@ -32,9 +32,9 @@ pub struct Execute {
     pub custody: Custody,
 }
 
-/// NodeExecutor → Publisher: this ended.
+/// NodeExecutor → Publisher: this ended. The answer is whether that is written.
 #[derive(Message)]
-#[rtype(result = "()")]
+#[rtype(result = "bool")]
 pub struct NodeFinished {
     /// What was run.
     pub delivery: Arc<Delivery>,

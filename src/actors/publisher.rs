@@ -79,7 +79,7 @@ impl Actor for Publisher {
 }
 
 impl Handler<NodeFinished> for Publisher {
-    type Result = ResponseFuture<()>;
+    type Result = ResponseFuture<bool>;
 
     fn handle(&mut self, finished: NodeFinished, _: &mut Self::Context) -> Self::Result {
         let deps = Arc::clone(&self.deps);
@@ -147,7 +147,8 @@ impl PublisherDeps {
         self.metrics.decisions.get_or_create(&ResultLabels { result }).inc();
     }
 
-    async fn finish(&self, finished: NodeFinished) {
+    /// Writes what came of a node; says whether its end is written.
+    async fn finish(&self, finished: NodeFinished) -> bool {
         let NodeFinished { delivery, custody, mut report, started_at, started, letter } = finished;
         let delivery = with_present_token(delivery, &custody);
         let mode = report.mode.map_or("unknown", crate::domain::node::Mode::as_str);
@@ -163,11 +164,21 @@ impl PublisherDeps {
             Outcome::Failed { failure, partial } => End::Failed { failure, partial: partial.as_ref() },
             Outcome::Duplicate => {
                 tracing::info!(node.mode = mode, "this run is done or running elsewhere, its entry was dropped");
-                return self.metrics.ended(mode, "duplicate");
+                self.metrics.ended(mode, "duplicate");
+                return false;
             }
-            Outcome::Lost => return self.lost(mode),
-            Outcome::Unfinished => return self.hand_back(&custody, mode).await,
-            Outcome::Parked(parking) => return self.park(&delivery, &custody, parking, mode).await,
+            Outcome::Lost => {
+                self.lost(mode);
+                return false;
+            }
+            Outcome::Unfinished => {
+                self.hand_back(&custody, mode).await;
+                return false;
+            }
+            Outcome::Parked(parking) => {
+                self.park(&delivery, &custody, parking, mode).await;
+                return false;
+            }
             Outcome::Waiting(waiting) => {
                 let execution = Execution {
                     worker_id: &self.worker_id,
@@ -175,7 +186,8 @@ impl PublisherDeps {
                     started_at,
                     completed_at: Timestamp::now(),
                 };
-                return self.wait(&execution, &custody, waiting, &report, mode).await;
+                self.wait(&execution, &custody, waiting, &report, mode).await;
+                return false;
             }
         };
         let completed_at = Timestamp::now();
@@ -208,6 +220,7 @@ impl PublisherDeps {
                 // The item itself may be large, and writing the result again needs only its names.
                 settlement.delivery = Arc::new(settlement.delivery.bare());
                 self.kept.keep(Arc::new(settlement), Instant::now());
+                return true;
             }
             Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),
             Some(Settled::Lost) => self.lost(mode),
@@ -217,6 +230,7 @@ impl PublisherDeps {
                     the entry will be taken over and run again");
             }
         }
+        false
     }
 
     fn settled(

@@ -28,7 +28,7 @@ use crate::domain::wait::{Ask, Said};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::modes::{ModeSettings, run_node};
+use crate::modes::{ModeSettings, give_up_tasks, run_node};
 use crate::ports::{Appended, Cancel, CancelReason, Events, Journal, Opened, Ports, Store, Wanted};
 use crate::telemetry;
 
@@ -80,7 +80,8 @@ pub fn run(settings: &Settings, args: &ExecArgs) -> u8 {
             }
         });
         let mode_settings = ModeSettings { park_after: None, ..ModeSettings::from(&config) };
-        let report = run_node(&ports, &mode_settings, &delivery, &cancel).await;
+        let mut report = run_node(&ports, &mode_settings, &delivery, &cancel).await;
+        give_up_tasks(&ports.tools, std::mem::take(&mut report.tasks)).await;
         end.cancel();
         running.close().await;
         anyhow::Ok(report)

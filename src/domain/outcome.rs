@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use crate::domain::message::Usage;
 use crate::domain::node::Mode;
 use crate::domain::session::Session;
+use crate::domain::task::OpenTask;
 use crate::domain::wait::Ask;
 use crate::retry::Retry;
 
@@ -250,6 +251,8 @@ pub struct Report {
     pub session: Option<Session>,
     /// The conversation in which a node failed, in the form of a session, JSON.
     pub conversation: Option<Box<RawValue>>,
+    /// What servers still work on. Nobody waits for it once this end is written; until then the node may be another's.
+    pub tasks: Vec<OpenTask>,
 }
 
 impl Report {
@@ -264,6 +267,7 @@ impl Report {
             decisions: Vec::new(),
             session: None,
             conversation: None,
+            tasks: Vec::new(),
         }
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::domain::journal::Running;
 use crate::domain::outcome::Failure;
-use crate::domain::tool::ToolOutput;
+use crate::domain::tool::{ToolOutput, ToolTarget};
 
 /// The pause between two looks where the server names none.
 const USUAL_PAUSE: Duration = Duration::from_secs(1);
@@ -161,6 +162,22 @@ fn between(from: Timestamp, to: Timestamp) -> Duration {
 fn later(moment: Timestamp, by: Duration) -> Timestamp {
     let by = SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX);
     moment.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// A task that a server may still work on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenTask {
+    /// The tool.
+    pub target: ToolTarget,
+    /// The server's name for it.
+    pub id: String,
+}
+
+impl OpenTask {
+    /// The task of a call.
+    pub fn of(running: &Running) -> Self {
+        Self { target: running.start.target(), id: running.task.id.clone() }
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use run_node::run_node;
+pub use tasks::give_up_tasks;
 pub use tool_schema::ToolSchemas;
 
 use crate::config::{AgentConfig, Config, WaitConfig};

@@ -20,6 +20,7 @@ use crate::domain::node::{Mode, NodeConfig};
 use crate::domain::outcome::{Failure, Outcome, Parking, Report, Resumed, Waiting};
 use crate::domain::session::Session;
 use crate::domain::state::{NodeView, Snapshot};
+use crate::domain::task::OpenTask;
 use crate::domain::work::{Delivery, WorkItem};
 use crate::failpoint::{self, Point};
 use crate::modes::ModeSettings;
@@ -36,7 +37,7 @@ use crate::modes::mapping::OutputMapping;
 use crate::modes::names::Names;
 use crate::modes::scope::{MAX_DEPTH, Scope, measure};
 use crate::modes::step::until_answered;
-use crate::modes::tasks::{self, OpenTask};
+use crate::modes::tasks::give_up_tasks;
 use crate::modes::template::{TemplateError, ValueTemplate};
 use crate::modes::tool::{self, ToolPlan, ToolTask};
 use crate::modes::waits::{Page, Stillness};
@@ -69,10 +70,11 @@ pub async fn run_node<P: Ports>(
         still = ledger.waits.all_still() => run.parked(still),
         reason = told_to_stop(cancel, &ledger) => cancelled(reason, cancel, delivery),
     };
-    if let Outcome::Completed { .. } | Outcome::Failed { .. } = outcome {
-        // Whoever goes on with the node goes on with its tasks, and now nobody does.
-        tasks::give_up(ports.tools(), &ledger).await;
-    }
+    let tasks = match outcome {
+        // Whoever goes on with the node goes on with its tasks. Once this end is written, nobody does.
+        Outcome::Completed { .. } | Outcome::Failed { .. } => ledger.take_tasks(),
+        _ => Vec::new(),
+    };
     let (outcome, conversation) = match outcome {
         Outcome::Failed { failure, .. } => {
             let partial = ledger.partial.take();
@@ -90,6 +92,7 @@ pub async fn run_node<P: Ports>(
         decisions: ledger.decisions.take(),
         session: ledger.session.take(),
         conversation,
+        tasks,
     }
 }
 
@@ -274,7 +277,7 @@ impl<P: Ports> NodeRun<'_, P> {
             ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
         } else {
             // Whatever was begun before does not count any more.
-            tasks::give_up(ports.tools(), ledger).await;
+            give_up_tasks(ports.tools(), ledger.take_tasks()).await;
         }
         let execution = Execution {
             ports,

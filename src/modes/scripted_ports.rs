@@ -26,7 +26,7 @@ use crate::domain::tool::{ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::wait::{Ask, Said};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::modes::unknown::UnknownOutcomes;
-use crate::modes::{ModeSettings, run_node};
+use crate::modes::{ModeSettings, give_up_tasks, run_node};
 use crate::ports::{
     Appended, Away, Cancel, Events, Found, Journal, Llm, LlmRequest, Opened, Ports, Route, Store, ToolCall, Tools,
     Wanted,
@@ -300,7 +300,13 @@ impl Script {
 
     /// Runs an item of these members under other settings.
     pub async fn run_with(&self, settings: &ModeSettings, members: Value) -> Report {
-        run_node(self, settings, &delivery(members), &Cancel::new()).await
+        self.ended(run_node(self, settings, &delivery(members), &Cancel::new()).await).await
+    }
+
+    /// The end of a node is written, and its tasks are given up as they are by whoever ran it.
+    pub async fn ended(&self, mut report: Report) -> Report {
+        give_up_tasks(self, std::mem::take(&mut report.tasks)).await;
+        report
     }
 
     /// Runs a node of this configuration on a worker that dies. The next run takes it over.

@@ -13,7 +13,7 @@ use crate::config::UnknownOutcome;
 use crate::domain::event::EventType;
 use crate::domain::journal::{CallId, Class, Running, Start};
 use crate::domain::outcome::{Category, Failure};
-use crate::domain::task::{LOST, Task, TaskNews, ToolAnswer};
+use crate::domain::task::{LOST, OpenTask, Task, TaskNews, ToolAnswer};
 use crate::domain::tool::{ToolOutput, ToolTarget};
 use crate::modes::execution::{CallSite, Execution, Ledger};
 use crate::modes::logbook::digest_of;
@@ -32,26 +32,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// What a server says of its task that another look would not change.
 const FINAL: [&str; 2] = ["mcp_protocol_error", "mcp_input_required"];
 
-/// A task that a server may still work on.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct OpenTask {
-    /// The tool.
-    target: ToolTarget,
-    /// The server's name for it.
-    id: String,
-}
-
-impl OpenTask {
-    /// The task of a call.
-    pub fn of(running: &Running) -> Self {
-        Self { target: running.start.target(), id: running.task.id.clone() }
-    }
-}
-
 /// Tells the servers that nobody waits for these tasks any more.
-pub(super) async fn give_up(tools: &impl Tools, ledger: &Ledger) {
-    let open = ledger.tasks.take();
-    join_all(open.values().map(|OpenTask { target, id }| tools.give_up(target, id))).await;
+pub async fn give_up_tasks(tools: &impl Tools, open: Vec<OpenTask>) {
+    join_all(open.iter().map(|OpenTask { target, id }| tools.give_up(target, id))).await;
+}
+
+impl Ledger {
+    /// The tasks that nobody here follows from now on.
+    pub fn take_tasks(&self) -> Vec<OpenTask> {
+        self.tasks.take().into_values().collect()
+    }
 }
 
 /// How a task ended.

@@ -12,7 +12,7 @@ use wiremock::matchers::method;
 use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
 use crate::example::example;
-use crate::harness::bed::Bed;
+use crate::harness::bed::{Bed, GROUP};
 use crate::harness::eventually;
 use crate::harness::model::Model;
 use crate::harness::worker::Spec;
@@ -159,20 +159,9 @@ fn build(name: &str, poll_ms: u64) -> Value {
     json!({"tool_name": "site/build", "tool_params": {"name": name, "poll_ms": poll_ms}})
 }
 
-async fn parked_is(bed: &Bed, count: usize) {
-    eventually(&format!("{count} nodes are parked"), async || {
-        let parked: usize = bed.ask(&["ZCARD", &bed.key(&format!("parked:{}", bed.stream))]).await;
-        (parked == count).then_some(())
-    })
-    .await;
-}
-
 /// Nothing is left of nodes that waited.
 async fn assert_clean(bed: &Bed) {
-    for name in ["parked", "parked-bodies"] {
-        let exists: bool = bed.ask(&["EXISTS", &bed.key(&format!("{name}:{}", bed.stream))]).await;
-        assert!(!exists, "{name} is left behind");
-    }
+    bed.nothing_is_parked().await;
     let journals: Vec<String> = bed.ask(&["KEYS", &bed.key("journal:*")]).await;
     assert!(journals.is_empty(), "{journals:?}");
 }
@@ -189,7 +178,7 @@ async fn a_node_whose_tool_works_by_itself_holds_no_slot_and_asks_at_the_servers
     );
     let worker = site.worker(&bed, "w1").set("pool.size", "1").start().ready().await;
     bed.submit(&item("n", build("house", 900))).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     bed.settled().await;
     // The one slot is free.
     bed.submit(&item("other", json!({"tool_name": "calculate", "tool_params": {"expression": "1 + 1"}}))).await;
@@ -241,7 +230,7 @@ async fn a_killed_workers_task_is_gone_on_with_by_the_next_and_the_call_is_made_
     bed.submit(&item("tool", build("tower", 1500))).await;
     site.looked_at("shed", 2).await;
     site.looked_at("tower", 1).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     let _next = spec("w2").start().ready().await;
     doomed.kill();
     let before = site.looks("shed").len();
@@ -317,6 +306,28 @@ async fn a_worker_that_was_away_leaves_its_task_to_whoever_has_the_node_now() {
 }
 
 #[tokio::test]
+async fn a_worker_that_does_not_know_that_it_lost_its_node_leaves_the_task_alone() {
+    let (bed, site) = (Bed::new().await, Site::new(Box::new(|_, _| state("working", 250, json!({})))).await);
+    // No renewal tells it within the node's time.
+    let worker = site.worker(&bed, "w1").set("lease.duration", "60s").set("lease.renew", "20s").start().ready().await;
+    let mut soon = build("mill", 250);
+    soon["timeout"] = json!("3s");
+    bed.submit(&item("n", soon)).await;
+    site.looked_at("mill", 1).await;
+    let entry = bed.pending_is(1).await.remove(0).0;
+    let taken: Vec<String> = bed.ask(&["XCLAIM", &bed.stream, GROUP, "w2:1", "0", &entry, "JUSTID"]).await;
+    assert_eq!(taken, [entry]);
+    eventually("the settlement tells it", async || {
+        (worker.metric("executor_items_total", &["lost"]).await == 1.0).then_some(())
+    })
+    .await;
+    // Whatever it had to say of that task is said by the time that another is looked at again.
+    bed.submit(&item("next", build("barn", 250))).await;
+    site.looked_at("barn", 2).await;
+    assert_eq!(site.seen().given_up, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn tasks_are_given_up_with_their_nodes() {
     let (bed, site) = (
         Bed::new().await,
@@ -329,7 +340,7 @@ async fn tasks_are_given_up_with_their_nodes() {
     bed.submit(&item("outside", build("outside", 60_000))).await;
     bed.submit(&json!({"graph_id": "h", "node_id": "late", "config": soon, "inputs": {}})).await;
     site.looked_at("inside", 1).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     let late = bed.ended(1).await.remove(0);
     assert_eq!(late.failure(), ("permanent", "timeout"));
     site.gave_up(&["late"]).await;
@@ -569,7 +580,7 @@ async fn tasks_of_a_server_by_the_official_sdk_survive_a_worker_and_are_cancelle
     assert_eq!(said(), "called house\nbuilt house\n");
 
     bed.submit(&with("tower", 60_000, 600)).await;
-    parked_is(&bed, 1).await;
+    bed.parked_is(1).await;
     let order = bed.worker("cli").argument("cancel").argument("g").start().ends().await;
     assert_eq!(order.0, Some(0), "{}", order.1);
     eventually("the server stops", async || said().ends_with("cancelled tower\n").then_some(())).await;

@@ -17,8 +17,9 @@ use crate::cli::{
 };
 use crate::domain::ids::{EntryId, GraphId, NodeId, RunId, WorkId};
 use crate::domain::outcome::{Category, Failure};
-use crate::domain::task::{TaskNews, ToolAnswer};
-use crate::domain::tool::{Arguments, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::task::{OpenTask, TaskNews, ToolAnswer};
+use crate::domain::tool::{Arguments, ToolOutput, ToolSpec};
+use crate::modes::give_up_tasks;
 use crate::modes::schema::Schema;
 use crate::ports::{CallContext, ToolCall, Tools};
 use crate::retry::Retry;
@@ -77,14 +78,12 @@ pub(super) fn run(settings: &Settings, args: &CallArgs) -> u8 {
     };
     let limit = args.timeout.unwrap_or(config.limits.node_timeout);
     let ended = with_tools(settings, &config, async |running| {
-        let open = OpenTask::default();
+        let open = Open::default();
         let ended = tokio::select! {
             ended = call(&running, &args.tool, arguments, limit, &open) => ended,
             _ = tokio::signal::ctrl_c() => Ended::Interrupted,
         };
-        if let Some((target, task)) = open.take() {
-            running.tools.give_up(&target, &task).await;
-        }
+        give_up_tasks(&running.tools, open.take().into_iter().collect()).await;
         ended
     });
     match ended {
@@ -103,9 +102,9 @@ pub(super) fn run(settings: &Settings, args: &CallArgs) -> u8 {
 }
 
 /// The task that the server works on, while it does.
-type OpenTask = RefCell<Option<(ToolTarget, String)>>;
+type Open = RefCell<Option<OpenTask>>;
 
-async fn call(running: &Running, name: &str, arguments: Arguments, limit: Duration, open: &OpenTask) -> Ended {
+async fn call(running: &Running, name: &str, arguments: Arguments, limit: Duration, open: &Open) -> Ended {
     let context = CallContext {
         graph_id: GraphId::new("tools-call").expect("a plain id"),
         node_id: NodeId::new("tools-call").expect("a plain id"),
@@ -136,12 +135,12 @@ async fn call(running: &Running, name: &str, arguments: Arguments, limit: Durati
 }
 
 /// A call to its end, whatever its server makes of it.
-async fn to_its_end(tools: &impl Tools, call: ToolCall, open: &OpenTask) -> Result<ToolOutput, Failure> {
+async fn to_its_end(tools: &impl Tools, call: ToolCall, open: &Open) -> Result<ToolOutput, Failure> {
     let mut task = match tools.call(call.clone()).await? {
         ToolAnswer::Done(output) => return Ok(output),
         ToolAnswer::Task(task) => task,
     };
-    open.replace(Some((call.target.clone(), task.id.clone())));
+    open.replace(Some(OpenTask { target: call.target.clone(), id: task.id.clone() }));
     let mut told = None;
     loop {
         let due = Instant::now() + task.wait(Timestamp::now());

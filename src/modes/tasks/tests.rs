@@ -244,6 +244,8 @@ async fn a_node_that_ends_gives_its_tasks_up() {
         };
         let (report, ()) = tokio::join!(run_node(&script, &settings, &delivery, &cancel), stop);
         assert!(!matches!(report.outcome, Outcome::Completed { .. }), "{report:?}");
+        assert!(script.given_up.borrow().is_empty(), "nobody knows yet whose node it is");
+        script.ended(report).await;
         assert_eq!(script.given_up.borrow().len(), given_up, "{reason:?}: somebody else may go on with it");
     }
 }
@@ -265,6 +267,7 @@ async fn an_order_to_stop_reaches_the_task_of_a_node_that_waits_outside() {
     let (script, cancel) = (waiting().await, Cancel::new());
     cancel.request(CancelOrder::bare(CancelScope::Node));
     let report = run_node(&script, &settings(), &delivery(json!({"config": tool("build")})), &cancel).await;
+    let report = script.ended(report).await;
     assert_eq!((code(&report).0, script.given_up.borrow().len()), ("cancelled", 1));
     assert_eq!(script.looks.borrow().len(), 0);
 }
