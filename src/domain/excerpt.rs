@@ -1,5 +1,5 @@
-//! Excerpts: what is shown of a text or of a JSON object that is too large to be shown as a whole. Where the whole of it
-//! stands is for others to say.
+//! Excerpts: what is shown of a text, a JSON object or a JSON schema that is too large to be shown as a whole. Where the
+//! whole of it stands is for others to say.
 
 use serde_json::{Map, Value};
 
@@ -12,6 +12,26 @@ const CUTS: [Cut; 4] = [
 ];
 /// What stands for the members of an object that were left out.
 const REST: &str = "…";
+/// Keywords of a schema that say something to people and demand nothing (JSON Schema 2020-12, validation, section 9; core,
+/// section 8.3). `default` is one too, and stays: forms are filled in by it.
+const WORDS: [&str; 7] = ["title", "description", "examples", "$comment", "deprecated", "readOnly", "writeOnly"];
+/// Keywords with one schema, with a list of schemas, and with schemas by name.
+const ONE: [&str; 12] = [
+    "items",
+    "contains",
+    "additionalItems",
+    "additionalProperties",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "not",
+    "if",
+    "then",
+    "else",
+    "contentSchema",
+];
+const LISTS: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
+const NAMED: [&str; 5] = ["properties", "patternProperties", "dependentSchemas", "$defs", "definitions"];
 
 /// What is left at each place.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +68,24 @@ pub fn of_object(object: &Map<String, Value>, bytes: usize) -> Option<Map<String
         let words = of_text(&text, bytes / 8).unwrap_or(text);
         Map::from_iter([(String::from(REST), Value::String(words))])
     }))
+}
+
+/// The same schema without words for people, so that it demands what it demanded.
+pub fn of_schema(schema: &Value) -> Value {
+    let Value::Object(members) = schema else { return schema.clone() };
+    let kept = members.iter().filter(|(name, _)| !WORDS.contains(&name.as_str()));
+    let terse = kept.map(|(name, value)| {
+        let value = match value {
+            Value::Object(schemas) if NAMED.contains(&name.as_str()) => {
+                Value::Object(schemas.iter().map(|(name, schema)| (name.clone(), of_schema(schema))).collect())
+            }
+            Value::Object(_) if ONE.contains(&name.as_str()) => of_schema(value),
+            Value::Array(schemas) if LISTS.contains(&name.as_str()) => schemas.iter().map(of_schema).collect(),
+            _ => value.clone(),
+        };
+        (name.clone(), value)
+    });
+    Value::Object(terse.collect())
 }
 
 fn text_of(object: &Map<String, Value>) -> String {
@@ -126,6 +164,31 @@ mod tests {
         assert_eq!(last, Some(&json!("[… 4970 of 5000 elements left out …]")));
         assert_eq!(cut["many"]["…"], "[… 4970 of 5000 members left out …]");
         assert_eq!(cut["many"]["m0029"], 29);
+    }
+
+    #[test]
+    fn a_schema_loses_its_words_and_no_demand() {
+        let terse = of_schema(&json!({
+            "title": "A letter", "$comment": "of 2026", "type": "object", "required": ["description"],
+            "properties": {
+                "description": {"description": "What it says", "type": "string", "default": "title"},
+                "title": {"anyOf": [{"const": {"title": "x"}, "title": "y"}, true]},
+                "tags": {"items": {"enum": ["description"], "examples": [1]}, "type": "array"},
+            },
+            "$defs": {"title": {"prefixItems": [{"title": "a", "minimum": 1}], "items": false}},
+            "if": {"not": {"description": "z", "maxProperties": 1}},
+        }));
+        let expected = json!({
+            "type": "object", "required": ["description"],
+            "properties": {
+                "description": {"type": "string", "default": "title"},
+                "title": {"anyOf": [{"const": {"title": "x"}}, true]},
+                "tags": {"items": {"enum": ["description"]}, "type": "array"},
+            },
+            "$defs": {"title": {"prefixItems": [{"minimum": 1}], "items": false}},
+            "if": {"not": {"maxProperties": 1}},
+        });
+        assert_eq!(terse, expected);
     }
 
     proptest::proptest! {

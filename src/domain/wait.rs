@@ -17,6 +17,8 @@ const WORDS: usize = 2000;
 /// What events and lists tell of a question: bytes of the arguments and of the schema as JSON, characters of each text.
 const TOLD_ARGUMENTS: usize = 4 << 10;
 const TOLD_SCHEMA: usize = 16 << 10;
+/// The schema of an approval matters only to those who change the arguments, and every waiting call has one.
+const TOLD_APPROVAL_SCHEMA: usize = 512;
 const TOLD_CHARS: usize = 2000;
 
 /// The name of one question. It follows from the execution and the place in it, so asking again gives it again.
@@ -162,9 +164,13 @@ impl Ask {
             self.message = cut;
             shortened.push("message");
         }
-        // A part of a schema would be another schema.
-        if self.schema.to_string().len() > TOLD_SCHEMA {
-            self.schema = json!({ "type": "object" });
+        let room = if self.kind == Kind::Approval { TOLD_APPROVAL_SCHEMA } else { TOLD_SCHEMA };
+        if self.schema.to_string().len() > room {
+            self.schema = excerpt::of_schema(&self.schema);
+            // A part of what is demanded would be another schema.
+            if self.schema.to_string().len() > room {
+                self.schema = json!({ "type": "object" });
+            }
             shortened.push("schema");
         }
         if let Some(cut) = self.arguments.as_ref().and_then(|arguments| excerpt::of_object(arguments, TOLD_ARGUMENTS)) {
@@ -536,7 +542,7 @@ pub(crate) mod tests {
             arguments: arguments.as_object().cloned(),
             last_words: Some("Well. ".repeat(1000)),
             message: "Sure? ".repeat(1000),
-            schema: json!({"type": "object", "description": "x".repeat(20_000)}),
+            schema: json!({"type": "object", "required": ["x".repeat(20_000)]}),
             ..ask()
         };
         let told = json!(large.told());
@@ -544,6 +550,16 @@ pub(crate) mod tests {
         assert_eq!((&told["schema"], &told["arguments"]["to"]), (&json!({"type": "object"}), &json!("ann")));
         assert!(told["arguments"]["body"].as_str().is_some_and(|body| body.contains("of 25000 characters left out")));
         assert!(told.to_string().len() < 12_000, "{}", told.to_string().len());
+    }
+
+    #[test]
+    fn the_schema_of_a_call_is_told_without_its_words_and_that_of_a_form_with_them() {
+        let schema = json!({"type": "object", "description": "x".repeat(600), "maxProperties": 7});
+        let of = |kind| json!(Ask { kind, schema: schema.clone(), ..ask() }.told());
+        let (call, form) = (of(Kind::Approval), of(Kind::Elicitation));
+        assert_eq!(call["schema"], json!({"type": "object", "maxProperties": 7}));
+        assert_eq!((&call["shortened"], &form["shortened"]), (&json!(["schema"]), &Value::Null));
+        assert_eq!(form["schema"], schema);
     }
 
     #[test]

@@ -350,48 +350,61 @@ async fn memory(bed: &Bed) -> u64 {
     used.and_then(|used| used.trim().parse().ok()).expect("the server knows its memory")
 }
 
+/// Lets so many nodes wait for a word on a call, and says how many bytes of Redis each takes beside its journal.
+async fn cost_of_waiting(bed: &Bed, graphs: &str, nodes: usize, tool: &str, params: &Value) -> u64 {
+    let open = async || bed.ask::<usize>(&["HLEN", &bed.key("waits")]).await;
+    let (before, waiting) = (memory(bed).await, open().await);
+    let config = json!({"tool_name": tool, "tool_params": params, "approve": [tool]});
+    let graph = |at: usize| format!("{graphs}-{}", at / 100);
+    bed.submit_all((0..nodes).map(|at| {
+        let mut item = item(&format!("node-{at}"), config.clone());
+        item["graph_id"] = json!(graph(at));
+        item
+    }))
+    .await;
+    let patience = tokio::time::Instant::now() + std::time::Duration::from_secs(240);
+    while open().await < waiting + nodes {
+        assert!(tokio::time::Instant::now() < patience, "they do not all wait");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    bed.settled().await;
+    // They are all alike, so some of them tell about all.
+    let mut journals = 0;
+    for at in (0..nodes).step_by(100) {
+        let key = bed.key(&format!("journal:{}:node-{at}:run-node-{at}", graph(at)));
+        journals += bed.ask::<u64>(&["MEMORY", "USAGE", &key]).await;
+    }
+    (memory(bed).await.saturating_sub(before) - journals * 100) / nodes as u64
+}
+
 #[tokio::test]
 async fn ten_thousand_waiting_nodes_cost_no_slot_no_renewal_and_little_memory() {
     const NODES: usize = 10_000;
     let bed = Bed::with_own_redis(&[]).await;
     // That a node was started is told of every node, whether it waits or not.
-    let worker = bed.worker("w1").set("retry.park_after", "100ms").file("events.progress = []").start().ready().await;
-    let before = memory(&bed).await;
+    let worker = bed
+        .worker("w1")
+        .set("retry.park_after", "100ms")
+        .set("tools.http_request.allow", "mail.example")
+        .file("events.progress = []")
+        .start()
+        .ready()
+        .await;
     // Arguments of the size that people see: a letter with an address, some lines and a few figures.
     let letter = json!({"to": "ada@example.com", "subject": "Your refund for order 2026-11-0017", "amount": 129.9,
         "currency": "EUR", "headers": {"content-type": "application/json", "x-tenant": "acme"},
         "text": "Dear Ada, the parcel never arrived, so we send your money back. It takes two or three days. \
             Please tell us if anything else is wrong with your order; we are here on all working days."});
-    let params = json!({"expression": "[to, subject, amount, text]", "data": letter});
-    assert!(params.to_string().len() > 400, "{params}");
-    let config = json!({"tool_name": "json_query", "tool_params": params, "approve": ["json_query"]});
-    let graph = |at: usize| format!("graph-{}", at / 100);
-    let node = |at: usize| {
-        let mut item = item(&format!("node-{at}"), config.clone());
-        item["graph_id"] = json!(graph(at));
-        item
-    };
-    bed.submit_all((0..NODES).map(node)).await;
-    let patience = tokio::time::Instant::now() + std::time::Duration::from_secs(240);
-    while bed.ask::<usize>(&["HLEN", &bed.key("waits")]).await < NODES {
-        assert!(tokio::time::Instant::now() < patience, "they do not all wait");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    bed.settled().await;
-    let journals = async |at: usize| {
-        let key = bed.key(&format!("journal:{}:node-{at}:run-node-{at}", graph(at)));
-        bed.ask::<u64>(&["MEMORY", "USAGE", &key]).await
-    };
-    // They are all alike, so some of them tell about all.
-    let mut journal = 0;
-    for at in (0..NODES).step_by(100) {
-        journal += journals(at).await;
-    }
-    let used = memory(&bed).await.saturating_sub(before) - journal * 100;
-    let each = used / NODES as u64;
+    let query = json!({"expression": "[to, subject, amount, text]", "data": letter});
+    assert!(query.to_string().len() > 400, "{query}");
+    let each = cost_of_waiting(&bed, "graph", NODES, "json_query", &query).await;
     assert!(each < 4096, "each waiting node takes {each} bytes beside its journal");
+    // A tool that has much to say of its arguments takes no more.
+    let request = json!({"url": "http://mail.example/letters", "method": "POST", "body": letter});
+    let each = cost_of_waiting(&bed, "mail", NODES / 10, "http_request", &request).await;
+    assert!(each < 4096, "each waiting node with a large schema takes {each} bytes beside its journal");
     assert_eq!(worker.metric("executor_items_in_flight", &[]).await, 0.0, "no slot");
-    assert_eq!(worker.metric("executor_waits_open", &[]).await, NODES as f64);
+    assert_eq!(worker.metric("executor_waits_open", &[]).await, (NODES + NODES / 10) as f64);
     // The mover goes on looking, and nothing is renewed meanwhile.
     let (renewed, looked) = (calls(&bed, "xclaim").await, calls(&bed, "zrangebyscore").await);
     eventually("the mover has looked many times", async || {
