@@ -21,6 +21,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 const PART_OF_AGE: u32 = 10;
 /// Up to here the age of a task makes its pauses longer than its server names.
 const LONGEST_OWN_PAUSE: Duration = Duration::from_secs(60);
+/// How late a look may come that waited outside of a slot: up to a second until it is noticed, and then for a slot.
+const LATENESS: Duration = Duration::from_secs(2);
 /// How long a server is asked on that does not answer.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
@@ -114,8 +116,11 @@ impl Task {
         let own = (self.age(now) / PART_OF_AGE).min(LONGEST_OWN_PAUSE);
         let pause = named.max(own).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         match self.left(now) {
-            // What ended in time has to be fetched in time.
-            Some(left) if !left.is_zero() => pause.min(left * 9 / 10).max(SHORTEST_PAUSE),
+            // What ended in time has to be fetched in time, and who comes back from outside of a slot is late.
+            Some(left) if !left.is_zero() => {
+                let last = left.saturating_sub(LATENESS).max(left / 2).min(left * 9 / 10);
+                pause.min(last).max(SHORTEST_PAUSE)
+            }
             _ => pause,
         }
     }

@@ -19,7 +19,7 @@ use crate::config::UnknownOutcome;
 use crate::domain::blob::BlobRef;
 use crate::domain::delta::Deltas;
 use crate::domain::event::EventType;
-use crate::domain::journal::{CallId, Class, Running, Start};
+use crate::domain::journal::{CallId, Class, Start};
 use crate::domain::message::{Completion, Conversation, Usage};
 use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Partial, Resumed, Spent};
@@ -36,6 +36,7 @@ use crate::modes::dialogue::{CONTEXT_OVERFLOW, Dialogue};
 use crate::modes::elicitation::Followed;
 use crate::modes::logbook::{Logbook, digest};
 use crate::modes::step::{Halt, Patience, step};
+use crate::modes::tasks::RunningCall;
 use crate::modes::waits::{Wait, Waits};
 use crate::ports::{CallContext, Events, LlmRequest, Ports, ToolCall, Tools};
 use crate::retry::RetryPolicy;
@@ -91,8 +92,8 @@ impl Ledger {
         self.calling.set(false);
     }
 
-    /// Does a step and notes how many attempts it took. A step that has to wait for long never returns: the node is
-    /// ended around it, see [`Waits`].
+    /// Does a step and notes how many attempts it took. Around a step that has to wait for long the node is ended, unless
+    /// other calls go on for as long, see [`Waits`].
     pub async fn step<T, F, Op>(
         &self,
         name: &'static str,
@@ -106,16 +107,20 @@ impl Ledger {
     {
         // Once the node was parked in this step, its first try here is another one already.
         let tried = Cell::new(patience.parked);
-        let counted = || {
+        let mut counted = || {
             self.spent.borrow_mut().retries += u32::from(tried.replace(true));
             operation()
         };
-        let result = match step(name, patience, counted).await {
-            Err(Halt::Parked { until, made, failure }) => {
-                self.waits.park(Wait { until, made, failure, site: site.to_owned(), look: false }).await
+        let mut patience = *patience;
+        let result = loop {
+            match step(name, &patience, &mut counted).await {
+                Err(Halt::Parked { until, made, failure }) => {
+                    self.waits.park(Wait { until, made, failure, site: site.to_owned(), look: false }).await;
+                    (patience.made, patience.parked) = (made, true);
+                }
+                Err(Halt::Failed(failure)) => break Err(failure),
+                Ok(done) => break Ok(done),
             }
-            Err(Halt::Failed(failure)) => Err(failure),
-            Ok(done) => Ok(done),
         };
         let attempts = match &result {
             Ok((_, attempts)) => *attempts,
@@ -358,7 +363,7 @@ impl<P: Ports> Execution<'_, P> {
         target: &ToolTarget,
         arguments: Arguments,
         class: Class,
-        running: Option<Running>,
+        resumed: Option<RunningCall<'_>>,
     ) -> Called {
         let site = CallSite::Tool(call);
         let (sender, mut told) = watch::channel(None);
@@ -373,8 +378,8 @@ impl<P: Ports> Execution<'_, P> {
             questions: Some(asking),
         };
         let start = Instant::now();
-        let earlier = running.as_ref().map_or(Duration::ZERO, |running| since(running.start.at));
-        let mut work = Box::pin(self.to_its_end(place, &call, class, running));
+        let earlier = resumed.as_ref().map_or(Duration::ZERO, |resumed| since(resumed.running.start.at));
+        let mut work = Box::pin(self.to_its_end(place, &call, class, resumed));
         let mut next = start;
         let ended = loop {
             let news = async {

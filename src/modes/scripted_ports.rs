@@ -222,6 +222,12 @@ impl Script {
         self
     }
 
+    /// Changes the schema of the tool that was added last.
+    pub fn taking(mut self, schema: Value) -> Self {
+        self.tools.last_mut().expect("a tool was added").spec.input_schema = Arc::new(schema);
+        self
+    }
+
     /// Changes what is said of the effects of the tool that was added last.
     pub fn hinting(mut self, hints: ToolHints) -> Self {
         self.tools.last_mut().expect("a tool was added").spec.hints = hints;

@@ -1,10 +1,12 @@
 //! Calls that their server works on by itself: put on record, looked at when that is due, on this worker or another, and
 //! given up when nobody waits for them any more.
 
+use std::borrow::Cow;
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{LocalBoxFuture, join_all};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -14,7 +16,7 @@ use crate::domain::event::EventType;
 use crate::domain::journal::{CallId, Class, Running, Start};
 use crate::domain::outcome::{Category, Failure};
 use crate::domain::task::{LOST, OpenTask, Task, TaskNews, ToolAnswer};
-use crate::domain::tool::{ToolOutput, ToolTarget};
+use crate::domain::tool::{Arguments, ToolOutput, ToolTarget};
 use crate::modes::execution::{CallSite, Execution, Ledger};
 use crate::modes::logbook::digest_of;
 use crate::modes::waits::Wait;
@@ -44,6 +46,14 @@ impl Ledger {
     }
 }
 
+/// A call that its server works on since before this attempt.
+pub(super) struct RunningCall<'a> {
+    /// What is on record of it.
+    pub running: Running,
+    /// Finds out what it was called with, which is asked for only if it has to be made again: its server may be away.
+    pub arguments: LocalBoxFuture<'a, Result<Arguments, Failure>>,
+}
+
 /// How a task ended.
 enum Ended {
     /// As the call would have.
@@ -55,39 +65,54 @@ enum Ended {
 }
 
 impl<P: Ports> Execution<'_, P> {
-    /// A call to its end, whatever its server makes of it; from where it is, if it is `running` already.
+    /// A call to its end, whatever its server makes of it; from where it is, if its server works on it already.
     pub(super) async fn to_its_end(
         &self,
         place: CallId,
         call: &ToolCall,
         class: Class,
-        mut running: Option<Running>,
+        resumed: Option<RunningCall<'_>>,
     ) -> Result<ToolOutput, Failure> {
+        let mut call = Cow::Borrowed(call);
+        let (mut running, mut arguments) =
+            resumed.map(|RunningCall { running, arguments }| (running, arguments)).unzip();
         let mut before = 0;
         loop {
             let running = match running.take() {
                 Some(running) => running,
                 None => {
-                    let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
+                    let operation = || self.attempt(class, self.ports.tools().call(ToolCall::clone(&call)));
                     match self.step("tool call", CallSite::Tool(place), false, operation).await? {
                         ToolAnswer::Done(output) => return Ok(output),
-                        ToolAnswer::Task(task) => self.taken_on(place, call, class, Task { before, ..task }).await?,
+                        ToolAnswer::Task(task) => self.taken_on(place, &call, class, Task { before, ..task }).await?,
                     }
                 }
             };
             before = running.task.before.saturating_add(1);
-            let same = running.start.arguments == digest_of(&call.arguments);
+            let made_with = running.start.arguments.clone();
             // On the heap: few calls become one.
-            let ended = Box::pin(self.followed(place, call, running)).await?;
+            let ended = Box::pin(self.followed(place, &call, running)).await?;
             self.ledger.tasks.borrow_mut().remove(&place);
             let failure = match ended {
                 Ended::Answered(output) => return Ok(output),
                 Ended::Again(failure) => failure,
                 Ended::Failed(failure) => return Err(failure),
             };
-            // What it was called with may be out of reach while its server is away.
-            if before >= self.policy.max_attempts.get() || !same {
-                return Err(Failure { attempts: before, ..failure });
+            let failure = Failure { attempts: before, ..failure };
+            if before >= self.policy.max_attempts.get() {
+                return Err(failure);
+            }
+            if made_with != digest_of(&call.arguments) {
+                match arguments.take() {
+                    Some(arguments) => {
+                        call.to_mut().arguments = Arc::new(arguments.await.map_err(|_| failure.clone())?)
+                    }
+                    None => return Err(failure),
+                }
+                // The same key with other arguments would be answered with the result of the first.
+                if made_with != digest_of(&call.arguments) {
+                    return Err(failure);
+                }
             }
             let pause = backoff(self.policy.initial, self.policy.max.min(LONGEST_PAUSE), before, fastrand::f64());
             tracing::info!(tool = %call.target, attempt = before, code = failure.code.as_ref(), error = %failure,
@@ -169,7 +194,7 @@ impl<P: Ports> Execution<'_, P> {
         }
     }
 
-    /// Waits until a task is to be looked at. Of a long wait it does not return: the node is ended around it.
+    /// Waits until a task is to be looked at; if that is long, without the slot unless other calls hold it.
     async fn until_due(&self, place: CallId, running: &mut Running, recorded: &Task) -> Result<(), Failure> {
         let (now, clock) = (Instant::now(), Timestamp::now());
         let (wait, left) = (running.task.wait(clock), self.deadline.saturating_duration_since(now));
@@ -197,7 +222,8 @@ impl<P: Ports> Execution<'_, P> {
             site: CallSite::Tool(place).to_string(),
             look: true,
         };
-        self.ledger.waits.park(wait).await
+        self.ledger.waits.park(wait).await;
+        Ok(())
     }
 
     /// Whether a call ends its node rather than being told to the model: its task is lost, and a person has to look.

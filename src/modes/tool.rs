@@ -17,6 +17,7 @@ use crate::modes::logbook::{digest_of, length_of, mismatch};
 use crate::modes::names::Names;
 use crate::modes::schema::Schema;
 use crate::modes::scope::Scope;
+use crate::modes::tasks::RunningCall;
 use crate::modes::template::{Template, TemplateError, ValueTemplate};
 use crate::modes::unknown;
 use crate::ports::Ports;
@@ -116,10 +117,15 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         Some(CallRecord::Ended(End::Failed(failure))) => return Err(failure),
         Some(CallRecord::Ended(End::Unknown(_))) => return Err(mismatch("it is the journal of an agent")),
         Some(CallRecord::Running(running)) => {
-            let target = running.start.target();
+            let (target, class) = (running.start.target(), running.start.class);
             // What a model read out of a text is in the digest alone; who is asked in the call's course is not shown it.
-            let arguments = execution.agreed(CALL).arguments.unwrap_or(params);
-            let called = execution.call_tool(CALL, &target, arguments, running.start.class, Some(*running)).await;
+            let shown = execution.agreed(CALL).arguments.unwrap_or_else(|| params.clone());
+            let arguments = async {
+                let spec = found(execution, &name).await?;
+                read_out(execution, &spec, extract, params).await
+            };
+            let resumed = RunningCall { running: *running, arguments: Box::pin(arguments) };
+            let called = execution.call_tool(CALL, &target, shown, class, Some(resumed)).await;
             return concluded(execution, &target, called, true).await;
         }
         Some(CallRecord::Begun(start)) => match execution.unknown_outcome(CALL, &start) {
@@ -129,15 +135,8 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         },
         None => None,
     };
-    let found = execution.find_tools(std::slice::from_ref(&name)).await?;
-    let spec = found.first().ok_or_else(|| {
-        Failure::configuration("unknown_tool", format!("no server and no built-in offers the tool `{name}`"))
-    })?;
-    let arguments = match extract {
-        None => params,
-        // On the heap: it has a whole conversation in it, and few calls need one.
-        Some(extract) => Box::pin(extracted(execution, spec, extract, params)).await?,
-    };
+    let spec = &found(execution, &name).await?;
+    let arguments = read_out(execution, spec, extract, params).await?;
     let offered = &execution.approvals.rules;
     if let Some(name) = offered.idle(std::slice::from_ref(spec)) {
         return Err(Failure::configuration(
@@ -171,6 +170,28 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
     };
     let called = execution.call_tool(CALL, &spec.target, arguments, class, None).await;
     concluded(execution, &spec.target, called, journaled).await
+}
+
+/// The tool of this name.
+async fn found<P: Ports>(execution: &Execution<'_, P>, name: &String) -> Result<ToolSpec, Failure> {
+    let found = execution.find_tools(std::slice::from_ref(name)).await?;
+    found.into_iter().next().ok_or_else(|| {
+        Failure::configuration("unknown_tool", format!("no server and no built-in offers the tool `{name}`"))
+    })
+}
+
+/// The arguments of the call: what the node gives, and what a model reads out of its text where it is to.
+async fn read_out<P: Ports>(
+    execution: &Execution<'_, P>,
+    spec: &ToolSpec,
+    extract: Option<Extract<String, Attachments>>,
+    given: Arguments,
+) -> Result<Arguments, Failure> {
+    match extract {
+        None => Ok(given),
+        // On the heap: it has a whole conversation in it, and few calls need one.
+        Some(extract) => Box::pin(extracted(execution, spec, extract, given)).await,
+    }
 }
 
 /// The end of the call, put on record where its beginning is.

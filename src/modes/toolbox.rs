@@ -10,7 +10,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::config::UnknownOutcome;
 use crate::domain::blob::BlobRef;
-use crate::domain::journal::{CallId, CallRecord, Class, End, Running};
+use crate::domain::journal::{CallId, CallRecord, Class, End};
 use crate::domain::message::{ToolResult, ToolUse, text_block};
 use crate::domain::node::nearest;
 use crate::domain::outcome::Failure;
@@ -20,6 +20,7 @@ use crate::modes::ModeSettings;
 use crate::modes::approval::{Gate, Permission, WAIT_EXPIRED};
 use crate::modes::execution::Execution;
 use crate::modes::logbook::{digest_of, length_of};
+use crate::modes::tasks::RunningCall;
 use crate::modes::template::listed;
 use crate::modes::tool_schema::{ToolSchema, ToolSchemas};
 use crate::modes::unknown;
@@ -141,13 +142,12 @@ impl Toolbox {
             Some(CallRecord::Ended(end)) => return result(id, end),
             Some(CallRecord::Running(running)) => {
                 let Permission { arguments, words } = execution.agreed(call);
-                let input = arguments.unwrap_or_else(|| match self.offer.get() {
-                    Some(offer) => offer.restored(&name, input),
-                    // Whoever is asked in its course is shown what the model wrote.
-                    None => input,
-                });
-                let making = Making { target: running.start.target(), input, class: running.start.class };
-                noted(answer(execution, call, making, Some(*running)).await, words)
+                // Whoever is asked in its course is shown what the model wrote.
+                let shown = arguments.unwrap_or_else(|| input.clone());
+                let making = Making { target: running.start.target(), input: shown, class: running.start.class };
+                let arguments = async { Ok(self.offer(execution).await?.restored(&name, input)) };
+                let resumed = RunningCall { running: *running, arguments: Box::pin(arguments) };
+                noted(answer(execution, call, making, Some(resumed)).await, words)
             }
             Some(CallRecord::Begun(start)) => {
                 let target = start.target();
@@ -232,11 +232,11 @@ async fn answer<P: Ports>(
     execution: &Execution<'_, P>,
     call: CallId,
     making: Making,
-    running: Option<Running>,
+    resumed: Option<RunningCall<'_>>,
 ) -> Shaped {
     let Making { target, input, class } = making;
     let target = &target;
-    let called = execution.call_tool(call, target, input, class, running).await;
+    let called = execution.call_tool(call, target, input, class, resumed).await;
     let shown = match &called.answer {
         Ok(output) => {
             let place = || execution.ports.journal().place(execution.delivery, call);

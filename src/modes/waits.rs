@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::domain::outcome::Failure;
 use crate::domain::wait::Ask;
@@ -78,11 +78,13 @@ impl Waits {
         Busy(self)
     }
 
-    /// Stands still for good.
-    pub async fn park<T>(&self, wait: Wait) -> T {
+    /// Stands still until the wait is over. The node is ended around it, unless other calls go on for as long.
+    pub async fn park(&self, wait: Wait) {
+        let (until, site) = (wait.until, wait.site.clone());
         self.waiting.borrow_mut().push(wait);
         self.changed.notify_one();
-        pending().await
+        sleep_until(until).await;
+        self.waiting.borrow_mut().retain(|wait| wait.site != site);
     }
 
     /// Asks somebody else and stands still for good. `page` is what the journal begins with by now.
@@ -143,12 +145,12 @@ mod tests {
         let start = Instant::now();
         let one = async {
             let _busy = waits.busy();
-            waits.park::<()>(first).await;
+            waits.park(first).await;
         };
         let other = async {
             let _busy = waits.busy();
             tokio::time::sleep(Duration::from_secs(3)).await;
-            waits.park::<()>(second).await;
+            waits.park(second).await;
         };
         let done = async {
             let _busy = waits.busy();
@@ -167,6 +169,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_stands_still_goes_on_when_its_wait_is_over_and_others_are_still_under_way() {
+        let waits = Waits::default();
+        let (start, _other) = (Instant::now(), waits.busy());
+        let one = async {
+            let _busy = waits.busy();
+            waits.park(wait(9, 1, "one")).await;
+        };
+        tokio::select! {
+            _ = waits.all_still() => panic!("another call is under way"),
+            () = one => assert_eq!(start.elapsed(), Duration::from_secs(9)),
+        }
+        assert!(waits.waiting.borrow().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_look_is_not_put_off_for_another_one_and_nothing_goes_on_before_its_time() {
         for (retries, looks, due) in [
             (vec![], vec![30, 7, 90], 7),
@@ -178,9 +195,9 @@ mod tests {
             let waiting = retries.iter().map(|s| (*s, false)).chain(looks.iter().map(|s| (*s, true)));
             let all = waiting.map(|(seconds, look)| Wait { look, ..wait(seconds, 0, &format!("{look}{seconds}")) });
             let start = Instant::now();
-            let standing = futures_util::future::join_all(all.map(|wait| waits.park::<()>(wait)));
+            let standing = futures_util::future::join_all(all.map(|wait| waits.park(wait)));
             let still = tokio::select! {
-                _ = standing => unreachable!("they stand still for good"),
+                _ = standing => unreachable!("they stand still for longer"),
                 still = waits.all_still() => still,
             };
             assert_eq!(

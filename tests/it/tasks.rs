@@ -523,6 +523,34 @@ async fn a_question_of_a_task_waits_for_a_person_and_its_answer_goes_to_the_task
     drop(worker);
 }
 
+#[tokio::test]
+async fn a_task_that_asks_holds_nothing_that_others_of_its_turn_need() {
+    let question = json!({"method": "elicitation/create", "params": {"message": "Go on?",
+        "requestedSchema": {"type": "object", "properties": {}}}});
+    let (bed, site) = (
+        Bed::new().await,
+        Site::new(Box::new(move |task, looks| match (task, looks) {
+            ("asks", _) => state("input_required", 250, json!({"inputRequests": {"go": question}})),
+            (_, 0..8) => state("working", 250, json!({})),
+            _ => built("done"),
+        }))
+        .await,
+    );
+    let model = Model::start(
+        "rules:\n  - replies:\n      - tool_calls: [{name: build, input: {name: asks, poll_ms: 250}}, \
+         {name: build, input: {name: works, poll_ms: 250}}]\n",
+    );
+    let file = site.file() + "elicitation = \"wait\"\nconcurrency = 1\n";
+    let _worker = bed.worker_with_model("w1", &model).file(&file).start().ready().await;
+    bed.submit(&item("n", json!({"task": "Build both", "tools": ["site/*"], "llm_config": {}}))).await;
+    // The node waits once the other has ended, and that needs the one place at the server.
+    eventually("a question", async || {
+        (bed.entries(&bed.key("events:node.input_required")).await.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(site.looks("works").len(), 8);
+}
+
 /// The server of the official Rust SDK, killed with its owner.
 struct RustSdk {
     child: Child,

@@ -188,3 +188,54 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::{BoxFuture, join_all};
+    use serde_json::json;
+
+    use super::super::input::Reply;
+    use super::*;
+
+    /// Somebody who answers when there is time.
+    struct Busy {
+        heard: Semaphore,
+        time: Semaphore,
+    }
+
+    impl AnswerInput for Busy {
+        fn capabilities(&self) -> Value {
+            json!({})
+        }
+
+        fn answer<'a>(&'a self, _: &'a Question) -> BoxFuture<'a, Option<Reply>> {
+            Box::pin(async {
+                self.heard.add_permits(1);
+                self.time.acquire().await.ok()?.forget();
+                Some(Reply::Decline)
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_questions_are_open_at_once_than_may_be_and_those_with_a_name_wait() {
+        let person = Arc::new(Busy { heard: Semaphore::new(0), time: Semaphore::new(0) });
+        let inbox = Inbox::new(Arc::from("s"), Some(Arc::clone(&person) as Arc<dyn AnswerInput>));
+        let params = json!({"message": "Go on?", "requestedSchema": {"type": "object"}});
+        let ask = |key: Option<&'static str>| {
+            let (inbox, params) = (Arc::clone(&inbox), params.clone());
+            tokio::spawn(async move { inbox.ask("elicitation/create", &params, key).await })
+        };
+        let mut asked: Vec<_> = (0..MAX_QUESTIONS).map(|_| ask(None)).collect();
+        let all = u32::try_from(MAX_QUESTIONS).expect("a small number");
+        person.heard.acquire_many(all).await.expect("nobody closes it").forget();
+        assert_eq!(ask(None).await.expect("it ends"), None, "one more is declined");
+        asked.extend([ask(Some("first")), ask(Some("second"))]);
+        tokio::task::yield_now().await;
+        assert_eq!(person.heard.available_permits(), 0, "they wait");
+        person.time.add_permits(MAX_QUESTIONS + 2);
+        for answer in join_all(asked).await {
+            assert_eq!(answer.expect("it ends"), Some(json!({"action": "decline"})));
+        }
+    }
+}

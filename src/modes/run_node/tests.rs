@@ -186,6 +186,17 @@ async fn an_order_to_stop_says_who_gave_it_and_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_order_that_comes_while_the_store_is_away_is_left_to_whoever_opens_the_run() {
+    let away = std::iter::repeat_with(|| Failure::retriable("redis_unavailable", "no connection"));
+    let (script, cancel) = (echo_script().store_fails(away.take(10_000)), Cancel::new());
+    cancel.request(CancelOrder { by: None, note: None, scope: CancelScope::Node });
+    let start = Instant::now();
+    let report = run_node(&script, &settings(), &delivery(json!({"config": echoing(json!({}))})), &cancel).await;
+    assert!(matches!(report.outcome, Outcome::Unfinished), "what it may have begun is not known: {report:?}");
+    assert_eq!(start.elapsed(), OPENING);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_cancelled_before_it_begins_does_not_touch_the_state() {
     let (script, cancel) = (echo_script(), Cancel::new());
     cancel.cancel(CancelReason::Lost);

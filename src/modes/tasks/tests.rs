@@ -8,6 +8,7 @@ use crate::domain::cancel::{CancelOrder, CancelScope};
 use crate::domain::outcome::{Outcome, Parking, Report};
 use crate::domain::task::Pace;
 use crate::domain::tool::ToolHints;
+use crate::modes::portable::Portable;
 use crate::modes::scripted_ports::{
     Death, Script, code, delivery, failure, output, says, settings, text_output, wants,
 };
@@ -204,6 +205,60 @@ async fn a_lost_task_is_what_the_rule_for_unknown_ends_says() {
     let script = unsafe_tool();
     assert_eq!(code(&script.run(tool("build")).await), ("permanent", LOST));
     assert_eq!(called(&script), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_call_is_made_again_by_whoever_has_to_find_out_what_it_was_called_with() {
+    // Names that the model is not shown as they are, and arguments that a model read out of a text.
+    let schema = json!({"type": "object", "required": ["$top"], "properties": {"$top": {"type": "integer"}}});
+    let shown = Value::clone(&Portable::of(&Arc::new(schema.clone())).schema);
+    let top = shown["properties"].as_object().expect("an object").keys().next().expect("a name").clone();
+    let turns = vec![wants(&[("build", json!({top: 3}))]), says("fine")];
+    let read = json!({"tool_name": "build", "extract_params": {"from": "Three of them"}});
+    for (config, turns, field) in [(agent(), turns, "t1:c0:task"), (read, vec![says(r#"{"$top": 3}"#)], "t0:c0:task")] {
+        let looks = [lost(), lost(), done("built")];
+        let script = Script::new().task("build", SLOW, looks).hinting(ToolHints::READ_ONLY).taking(schema.clone());
+        let script = script.model(turns);
+        for made in 1..=3 {
+            parked(&script.run_with(&parking(), json!({"config": config})).await);
+            assert_eq!(called(&script), made, "{config}");
+            due(&script, field);
+        }
+        let report = script.run_with(&parking(), json!({"config": config})).await;
+        assert!(matches!(report.outcome, Outcome::Completed { .. }), "{report:?}");
+        assert_eq!((called(&script), script.looks.borrow().len()), (3, 3));
+        for call in script.calls.borrow().iter() {
+            assert_eq!(json!(*call.arguments), json!({"$top": 3}));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_call_is_not_made_with_other_arguments() {
+    let script = Script::new()
+        .task("build", SLOW, [lost()])
+        .hinting(ToolHints::READ_ONLY)
+        .model([wants(&[("build", json!({"n": 1}))]), says("fine")]);
+    parked(&script.run_with(&parking(), json!({"config": agent()})).await);
+    due(&script, "t1:c0:task");
+    let mut entry = script.journal.field("t1:c0:task");
+    entry["arguments"] = json!("the digest of others");
+    script.journal.put("t1:c0:task", &entry);
+    let report = script.run_with(&parking(), json!({"config": agent()})).await;
+    assert_eq!((output(&report)["result"].clone(), called(&script)), (json!("fine"), 1));
+    assert!(shown(&script).contains("gone"), "{}", shown(&script));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_looked_at_when_it_is_due_although_another_call_takes_long() {
+    let script = Script::new()
+        .task("build", SLOW, [goes_on(SLOW), goes_on(SLOW), done("built")])
+        .tool_with("dig", json!({"type": "object"}), Duration::from_secs(200), |_| Ok(text_output("dug")))
+        .model([wants(&[("build", json!({})), ("dig", json!({}))]), says("fine")]);
+    let start = Instant::now();
+    let report = script.run_with(&parking(), json!({"config": agent()})).await;
+    assert_eq!((output(&report)["result"].clone(), start.elapsed()), (json!("fine"), Duration::from_secs(200)));
+    assert_eq!((called(&script), script.looks.borrow().len()), (2, 3));
 }
 
 #[tokio::test(start_paused = true)]
