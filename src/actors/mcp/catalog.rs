@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::server::Server;
 use crate::clients::mcp::{McpError, McpTool, Session, ToolListing};

@@ -2,9 +2,10 @@
 //! and tells how it is. What it offers is in `catalog`, how it is called in `calls`.
 
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::asker::Asker;

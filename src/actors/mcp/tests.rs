@@ -1,6 +1,9 @@
 //! How one server is looked after and listed, against a mock that counts what it is asked.
 
-use std::sync::Arc;
+mod calls;
+mod freshness;
+
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,10 +12,30 @@ use wiremock::{Mock, MockServer, Request, ResponseTemplate, matchers};
 
 use super::Server;
 use crate::config::McpServerConfig;
+use crate::domain::ids::{EntryId, GraphId, NodeId, RunId, WorkId};
+use crate::domain::tool::ToolTarget;
 use crate::domain::tool_server::ServerState;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::ports::{CallContext, ToolCall};
 use crate::tools::approval::Approval;
+
+/// The most that anything in a test may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Holds a paused clock where it is while something real goes on: beside a blocking task the clock does not run ahead
+/// by itself. After [`PATIENCE`] it does, so that what hangs runs into its own limits.
+struct Still {
+    _end: mpsc::Sender<()>,
+}
+
+impl Still {
+    fn hold() -> Self {
+        let (end, ended) = mpsc::channel();
+        tokio::task::spawn_blocking(move || ended.recv_timeout(PATIENCE));
+        Self { _end: end }
+    }
+}
 
 /// A server of the legacy era with one tool.
 async fn mock() -> MockServer {
@@ -37,16 +60,53 @@ async fn mock() -> MockServer {
     server
 }
 
-fn required(url: String) -> Arc<Server> {
-    let config = McpServerConfig {
-        url: Some(url),
-        required: true,
-        connect_timeout: Duration::from_secs(10),
-        ..McpServerConfig::default()
+/// A server of the modern era with a list of tools that is whatever stands there now.
+async fn modern(page: Value) -> (MockServer, Arc<Mutex<Value>>) {
+    let (server, page) = (MockServer::start().await, Arc::new(Mutex::new(page)));
+    let now = Arc::clone(&page);
+    let respond = move |request: &Request| {
+        let message: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        let mut result = match message["method"].as_str() {
+            Some("server/discover") => json!({"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}),
+            Some("tools/list") => now.lock().expect("nobody panics with it").clone(),
+            Some("tools/call") => json!({"content": [{"type": "text", "text": "done"}]}),
+            _ => return ResponseTemplate::new(405),
+        };
+        result["resultType"] = json!("complete");
+        ResponseTemplate::new(200).set_body_json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
     };
-    let approval = Approval::new("s", None).expect("nothing to read");
+    Mock::given(matchers::any()).respond_with(respond).mount(&server).await;
+    (server, page)
+}
+
+fn server_at(mock: &MockServer, config: McpServerConfig, approval: Approval) -> Arc<Server> {
+    let config = McpServerConfig { url: Some(mock.uri()), ..config };
     let (health, metrics) = (Arc::new(Health::new(Duration::from_secs(1))), Arc::new(Metrics::new("w")));
     Server::new("s", config, approval, health, metrics, CancellationToken::new())
+}
+
+fn no_lock() -> Approval {
+    Approval::new("s", None).expect("nothing to read")
+}
+
+fn required(mock: &MockServer) -> Arc<Server> {
+    let connect_timeout = Duration::from_secs(10);
+    server_at(mock, McpServerConfig { required: true, connect_timeout, ..McpServerConfig::default() }, no_lock())
+}
+
+/// A call of a tool without arguments.
+fn call(tool: &str) -> ToolCall {
+    let context = CallContext {
+        graph_id: GraphId::new("g").expect("valid"),
+        node_id: NodeId::new("n").expect("valid"),
+        run_id: RunId::new("r").expect("valid"),
+        work_id: WorkId::new("executor.work", &EntryId::new("1-0")),
+        traceparent: None,
+        idempotency_key: String::from("key-1"),
+        deadline: Instant::now() + PATIENCE,
+    };
+    let target = ToolTarget { server: Some(String::from("s")), name: tool.to_owned() };
+    ToolCall { target, arguments: Arc::default(), context, progress: None, questions: None }
 }
 
 /// How often the server was asked for something.
@@ -59,7 +119,7 @@ async fn asked(server: &MockServer, method: &str) -> usize {
 #[tokio::test]
 async fn a_required_server_is_asked_for_a_sign_of_life_and_not_for_its_tools() {
     let mock = mock().await;
-    let server = required(mock.uri());
+    let server = required(&mock);
     for _ in 0..5 {
         server.look_after().await;
     }
@@ -77,7 +137,7 @@ async fn a_required_server_is_asked_for_a_sign_of_life_and_not_for_its_tools() {
 #[tokio::test]
 async fn nodes_and_the_look_after_a_server_share_one_list() {
     let mock = mock().await;
-    let server = required(mock.uri());
+    let server = required(&mock);
     server.look_after().await;
     server.outdate().expect("nothing is pinned");
     let (listed, (), ()) = tokio::join!(server.discover(), server.look_after(), server.look_after());
@@ -88,7 +148,7 @@ async fn nodes_and_the_look_after_a_server_share_one_list() {
 #[tokio::test]
 async fn a_schema_that_stays_the_same_is_compiled_once() {
     let mock = mock().await;
-    let server = required(mock.uri());
+    let server = required(&mock);
     let schema = || server.fact("t", |facts| facts.output_schema.clone()).flatten().expect("it has one");
     let listed = server.discover().await.expect("a list");
     let before = schema();
@@ -108,10 +168,8 @@ async fn hanging(mock: MockServer, question: Option<&str>) -> (MockServer, Arc<S
     let silence = ResponseTemplate::new(200).set_delay(Duration::from_secs(600));
     let asked = json!(question.map_or_else(|| json!({}), |method| json!({"method": method})));
     Mock::given(matchers::body_partial_json(asked)).respond_with(silence).with_priority(1).mount(&mock).await;
-    let config = McpServerConfig { url: Some(mock.uri()), connect_timeout: HANGS, ..McpServerConfig::default() };
-    let approval = Approval::new("s", None).expect("nothing to read");
-    let (health, metrics) = (Arc::new(Health::new(Duration::from_secs(1))), Arc::new(Metrics::new("w")));
-    (mock, Server::new("s", config, approval, health, metrics, CancellationToken::new()))
+    let server = server_at(&mock, McpServerConfig { connect_timeout: HANGS, ..McpServerConfig::default() }, no_lock());
+    (mock, server)
 }
 
 #[tokio::test]
