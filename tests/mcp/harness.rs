@@ -6,6 +6,7 @@ mod servers;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use da_node_executor::clients::mcp::{CallMeta, McpError, Session};
@@ -172,6 +173,20 @@ pub fn arguments(value: Value) -> Arguments {
 /// Calls a tool with much time.
 pub async fn call(session: &Session, tool: &str, with: Value) -> Result<ToolOutput, McpError> {
     session.call_tool(tool, &arguments(with), meta()).await
+}
+
+/// Holds a paused clock where it is while something real goes on: beside a blocking task the clock does not run ahead
+/// by itself. After [`PATIENCE`] it does, so that what hangs runs into its own limits.
+pub struct Still {
+    _end: mpsc::Sender<()>,
+}
+
+impl Still {
+    pub fn hold() -> Self {
+        let (end, ended) = mpsc::channel();
+        tokio::task::spawn_blocking(move || ended.recv_timeout(PATIENCE));
+        Self { _end: end }
+    }
 }
 
 /// Waits for a condition.
