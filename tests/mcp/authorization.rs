@@ -63,6 +63,28 @@ async fn a_refused_request_is_sent_once_more_when_there_is_a_better_token() {
     session.close().await;
 }
 
+/// Always has another token that is no better.
+struct Eager;
+
+impl Authorize for Eager {
+    fn header(&self) -> BoxFuture<'_, Result<Option<HeaderValue>, McpError>> {
+        async { Ok(Some(HeaderValue::from_static("Bearer stale"))) }.boxed()
+    }
+
+    fn challenged<'a>(&'a self, _: Challenge<'a>) -> BoxFuture<'a, Result<bool, McpError>> {
+        async { Ok(true) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_sent_a_few_times_at_the_most_however_sure_its_authoriser_is() {
+    let server = guarded().await;
+    let endpoint = Endpoint::new("under-test", at(server.uri())).authorized(Arc::new(Eager));
+    let Err(error) = endpoint.connect().await else { panic!("a session was opened") };
+    assert!(matches!(error, McpError::Http { status: 401, .. }), "{error:?}");
+    assert_eq!(server.received_requests().await.expect("they are kept").len(), 4);
+}
+
 #[tokio::test]
 async fn a_refusal_stands_when_there_is_no_better_token() {
     let server = guarded().await;

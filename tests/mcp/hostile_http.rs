@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use da_node_executor::clients::mcp::McpError;
+use da_node_executor::domain::outcome::Failure;
 use da_node_executor::retry::Retry;
 use serde_json::{Value, json};
 use wiremock::matchers::{body_partial_json, header, header_exists, method};
 use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
 use crate::harness::*;
+use crate::raw_server::{Deed, raw};
 
 fn result(request: &Request, result: Value) -> Value {
     let body: Value = serde_json::from_slice(&request.body).expect("requests are JSON");
@@ -248,6 +250,26 @@ async fn configured_headers_go_along_and_are_never_in_an_error() {
     config.headers.insert(String::from("x-bad"), String::from("s3cret\n").into());
     let error = refusal(&config).await;
     assert!(matches!(error, McpError::Misconfigured { .. }) && !error.to_string().contains("s3cret"), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_stands_in_the_address_behind_the_path_is_in_no_error() {
+    let refusing = MockServer::start().await;
+    Mock::given(wiremock::matchers::any()).respond_with(ResponseTemplate::new(401)).mount(&refusing).await;
+    for (url, code) in [
+        (format!("http://127.0.0.1:{}/mcp", free_port()), "mcp_unreachable"),
+        (String::from("http://no-such-host.invalid/mcp"), "mcp_unreachable"),
+        (format!("https://127.0.0.1:{}/mcp", refusing.address().port()), "mcp_unreachable"),
+        (raw("server/discover", Deed::Cut).await, "mcp_connection_closed"),
+        (raw("server/discover", Deed::Redirect).await, "mcp_http_error"),
+        (refusing.uri(), "mcp_unauthorized"),
+    ] {
+        let mut config = at(format!("{url}?key=s3cret"));
+        config.connect_timeout = Duration::from_secs(5);
+        let error = refusal(&config).await;
+        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+        assert_eq!(Failure::from(error).code, code, "{url}");
+    }
 }
 
 #[tokio::test]

@@ -29,6 +29,23 @@ async fn without_a_pointer_the_well_known_places_are_tried_in_order() {
 }
 
 #[tokio::test]
+async fn the_pointer_of_a_refusal_is_followed_and_nothing_else() {
+    let world = World::start().await;
+    world.wants().challenge = String::from("Bearer resource_metadata=\"{base}/about/me\"");
+    world.wants().metadata_path = String::from("/about/me");
+    world.session().await;
+    assert!(asked_for(&world.mcp).await.is_empty(), "no well-known place is tried");
+
+    // What it points to has to be there, even if something else is elsewhere.
+    let world = World::start().await;
+    world.wants().challenge = String::from("Bearer resource_metadata=\"{base}/nowhere\"");
+    let refused = refusal(&world.endpoint(world.auth())).await;
+    assert_eq!((refused.category, &*refused.code), (Category::Configuration, "mcp_auth_undiscovered"), "{refused}");
+    assert!(refused.message.contains("HTTP status 404") && refused.message.contains("/nowhere"), "{refused}");
+    assert!(asked_for(&world.mcp).await.is_empty() && world.id.asked().is_empty());
+}
+
+#[tokio::test]
 async fn a_server_that_says_nothing_at_all_in_its_refusal_is_understood() {
     let world = World::start().await;
     world.wants().challenge = String::new();

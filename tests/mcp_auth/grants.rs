@@ -74,18 +74,26 @@ async fn a_public_client_has_its_id_alone() {
     assert_eq!(world.id.asked()[0].form["client_id"], "public");
 }
 
+/// A new key, as a file would hold it.
+fn key() -> String {
+    let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).expect("a key");
+    let text = BASE64_STANDARD.encode(key.as_ref());
+    format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
+}
+
+/// A part of the assertion in a request: 0 is its header, 1 are its claims.
+fn part(asked: &Asked, at: usize) -> Value {
+    let part = asked.form["client_assertion"].split('.').nth(at).expect("three parts");
+    serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).expect("base64")).expect("JSON")
+}
+
 #[tokio::test]
 async fn a_client_with_a_key_signs_for_the_issuer_and_the_key_may_be_replaced() {
     let world = World::start().await;
     let issuer = world.id.http.uri();
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("key.pem");
-    let write = || {
-        let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).expect("a key");
-        let text = BASE64_STANDARD.encode(key.as_ref());
-        std::fs::write(&file, format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"))
-            .expect("it is written");
-    };
+    let write = || std::fs::write(&file, key()).expect("it is written");
     write();
     let session = open(&world.endpoint(McpAuthConfig {
         client_id: Some(String::from("me")),
@@ -99,16 +107,49 @@ async fn a_client_with_a_key_signs_for_the_issuer_and_the_key_may_be_replaced() 
     answer(&session, "any").await;
     let asked = world.id.asked();
     assert_eq!(asked.len(), 2, "one for each token");
-    let part = |n: usize, at: usize| -> Value {
-        let part = asked[n].form["client_assertion"].split('.').nth(at).expect("three parts");
-        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).expect("base64")).expect("JSON")
-    };
     let form = &asked[0].form;
     assert_eq!(form["client_assertion_type"], "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
     assert!(!form.contains_key("client_id") && !form.contains_key("client_secret"), "{form:?}");
-    assert_eq!(part(0, 0), json!({"alg": "ES256", "typ": "JWT", "kid": "k-1"}));
-    assert_eq!((&part(0, 1)["aud"], &part(0, 1)["sub"]), (&json!(issuer), &json!("me")));
-    assert_ne!(part(0, 1)["jti"], part(1, 1)["jti"], "an assertion is used once");
+    assert_eq!(part(&asked[0], 0), json!({"alg": "ES256", "typ": "JWT", "kid": "k-1"}));
+    let claims = part(&asked[0], 1);
+    assert_eq!((&claims["aud"], &claims["sub"]), (&json!(issuer), &json!("me")));
+    assert_ne!(claims["jti"], part(&asked[1], 1)["jti"], "an assertion is used once");
+}
+
+#[tokio::test]
+async fn a_key_that_signs_in_no_way_that_the_server_takes_is_not_shown_around() {
+    let world = World::start().await;
+    let auth = McpAuthConfig {
+        client_id: Some(String::from("me")),
+        private_key: Some(key().into()),
+        ..McpAuthConfig::default()
+    };
+    world.id.rules().metadata = json!({"token_endpoint_auth_signing_alg_values_supported": ["ES384", "PS256"]});
+    let refused = refusal(&world.endpoint(auth.clone())).await;
+    assert_eq!((refused.category, &*refused.code), (Category::Configuration, "mcp_auth_misconfigured"), "{refused}");
+    assert!(refused.message.contains("auth.private_key`") && refused.message.contains("ES384, PS256"), "{refused}");
+    assert!(world.id.asked().is_empty());
+    world.id.rules().metadata = json!({"token_endpoint_auth_signing_alg_values_supported": ["RS256", "ES256"]});
+    open(&world.endpoint(auth)).await;
+    assert_eq!(part(&world.id.asked()[0], 0)["alg"], "ES256");
+}
+
+#[tokio::test]
+async fn with_a_configured_token_endpoint_an_assertion_is_for_the_issuer_or_for_that() {
+    let world = World::start().await;
+    let token_endpoint = format!("{}/token", world.id.http.uri());
+    for issuer in [None, Some(String::from("https://id.example.com/tenant"))] {
+        let meant = issuer.clone().unwrap_or_else(|| token_endpoint.clone());
+        open(&world.endpoint(McpAuthConfig {
+            client_id: Some(String::from("me")),
+            private_key: Some(key().into()),
+            token_endpoint: Some(token_endpoint.clone()),
+            issuer,
+            ..McpAuthConfig::default()
+        }))
+        .await;
+        assert_eq!(part(world.id.asked().last().expect("it was asked"), 1)["aud"], meant);
+    }
 }
 
 #[tokio::test]

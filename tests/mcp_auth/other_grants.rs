@@ -14,6 +14,7 @@ use crate::world::*;
 #[tokio::test]
 async fn a_grant_that_registers_by_itself_does_so_anew_when_the_server_moves() {
     let (world, other) = (World::start().await, Id::start().await);
+    world.id.rules().refresh = true;
     let config = McpServerConfig { url: Some(world.url()), connect_timeout: PATIENCE, ..McpServerConfig::default() };
     let grant = Arc::new(CodeGrant::new(&Value::Null).expect("a client"));
     let oauth = Arc::new(OAuth::with_grant("crm", &config, grant));
@@ -30,5 +31,6 @@ async fn a_grant_that_registers_by_itself_does_so_anew_when_the_server_moves() {
     answer(&session, "any").await;
     assert_eq!(world.id.asked().len(), 1, "the old one is done with");
     let (before, after) = (&asked[0].authorization, &other.asked()[0].authorization);
+    assert_eq!(other.asked()[0].form["grant_type"], "authorization_code", "a refresh token belongs to who gave it");
     assert!(before.is_some() && after.is_some() && before != after, "credentials of one issuer are nothing to another");
 }

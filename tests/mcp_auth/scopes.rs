@@ -2,6 +2,7 @@
 
 use da_node_executor::config::McpAuthConfig;
 use da_node_executor::domain::outcome::Category;
+use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::world::*;
@@ -38,6 +39,57 @@ async fn a_scope_that_a_tool_needs_is_added_to_those_there_are() {
     world.id.revoke();
     assert_eq!(answer(&session, "any").await, "admin read write", "nothing is lost when the token is replaced");
     assert_eq!(world.id.asked().len(), 4);
+}
+
+#[tokio::test]
+async fn calls_that_lack_the_same_scope_share_one_token_with_it() {
+    let world = World::start().await;
+    world.wants().tools = needs(&[("write", "write")]);
+    let session = world.session().await;
+    world.id.rules().delay = std::time::Duration::from_millis(200);
+    let answers = join_all((0..50).map(|_| answer(&session, "write"))).await;
+    assert!(answers.iter().all(|scopes| scopes == "read write"), "{answers:?}");
+    assert_eq!(world.id.asked().len(), 2, "one for the session, one for all of them");
+}
+
+#[tokio::test]
+async fn a_refusal_that_names_more_scopes_adds_them_unless_the_operator_chose() {
+    for (configured, expected) in [(vec![], "read write"), (vec![String::from("mine")], "mine")] {
+        let world = World::start().await;
+        let session = open(&world.endpoint(McpAuthConfig { scopes: configured, ..world.auth() })).await;
+        let challenge = world.wants().challenge.replace("\"read\"", "\"write\"");
+        world.wants().challenge = challenge;
+        world.id.revoke();
+        assert_eq!(answer(&session, "any").await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_for_another_reason_than_a_scope_gets_no_token() {
+    let world = World::start().await;
+    world.wants().forbidden = [String::from("secret")].into();
+    let session = world.session().await;
+    let refused = failure(&session, "secret").await;
+    assert_eq!((refused.category, &*refused.code), (Category::Configuration, "mcp_unauthorized"), "{refused}");
+    assert_eq!(world.id.asked().len(), 1);
+    assert_eq!(answer(&session, "any").await, "read");
+}
+
+#[tokio::test]
+async fn a_server_that_wants_one_more_scope_each_time_gets_so_many_and_no_more() {
+    const MOST: usize = 32;
+    let world = World::start().await;
+    let names: Vec<String> = (0..=MOST).map(|number| format!("s{number}")).collect();
+    world.wants().tools = names.iter().map(|name| (name.clone(), name.clone())).collect();
+    let session = world.session().await;
+    for name in &names[..MOST] {
+        assert!(answer(&session, name).await.split(' ').any(|scope| scope == name));
+    }
+    let refused = failure(&session, &names[MOST]).await;
+    assert_eq!(&*refused.code, "mcp_insufficient_scope", "{refused}");
+    assert!(refused.message.contains("again and again"), "{refused}");
+    assert_eq!(world.id.asked().len(), MOST + 1);
+    answer(&session, &names[0]).await;
 }
 
 #[tokio::test]

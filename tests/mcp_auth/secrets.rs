@@ -5,8 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use da_node_executor::config::McpAuthConfig;
+use da_node_executor::clients::mcp::Endpoint;
+use da_node_executor::config::{McpAuthConfig, McpServerConfig};
 use da_node_executor::domain::outcome::{Category, Failure};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::json;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -85,6 +88,49 @@ async fn logs_of_every_level_have_no_secret_in_them() {
     assert!(ours.iter().any(|line| line.contains("token obtained")), "the log was kept: {text}");
     assert!(ours.iter().any(|line| line.contains("for this authorization server alone")), "{text}");
     assert_hidden(&ours.join("\n"), "the log");
+}
+
+#[tokio::test]
+async fn logs_have_no_other_kind_of_credential_in_them_either() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    std::fs::write(&file, "f1le-t0k3n").expect("it is written");
+    let generated =
+        EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).expect("a key");
+    let key = BASE64_STANDARD.encode(generated.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n");
+    let (client_id, auth) = (Some(String::from("me")), McpAuthConfig::default);
+    for (auth, secret) in [
+        (McpAuthConfig { token: Some("st4tic-t0k3n".into()), ..auth() }, "st4tic-t0k3n"),
+        (McpAuthConfig { token_file: Some(file), ..auth() }, "f1le-t0k3n"),
+        (McpAuthConfig { client_id, private_key: Some(pem.into()), ..auth() }, &*key),
+        (McpAuthConfig { assertion: Some("eyJ.a.s3cr3t".into()), ..auth() }, "a.s3cr3t"),
+    ] {
+        let (log, _guard) = listen();
+        let world = World::start().await;
+        for token in ["st4tic-t0k3n", "f1le-t0k3n"] {
+            world.id.rules().good.insert(token.to_owned(), Default::default());
+        }
+        let headers = [(String::from("x-key"), "h3ad3r-k3y".into())].into();
+        let config = McpServerConfig { url: Some(world.url()), headers, auth: Some(auth), ..Default::default() };
+        let session = open(&Endpoint::new("crm", config)).await;
+        answer(&session, "any").await;
+        let served = world.served().await;
+        assert!(served.iter().all(|request| request.headers["x-key"] == "h3ad3r-k3y"));
+        world.id.revoke();
+        world.id.rules().instead = Some(ResponseTemplate::new(400).set_body_json(json!({"error": "invalid_client"})));
+        let refused = failure(&session, "any").await;
+        session.close().await;
+        let text = log.text();
+        assert!(text.contains("session opened"), "the log was kept: {text}");
+        let ours: Vec<&str> =
+            text.lines().filter(|line| !line.contains("wiremock") && !line.contains("hyper::server")).collect();
+        for hidden in [secret, "h3ad3r-k3y", "t0k3n-", "eyJ"] {
+            let told = ours.iter().find(|line| line.contains(hidden));
+            assert_eq!(told, None, "{hidden} is told in the log");
+            assert!(!refused.message.contains(hidden), "{refused}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -80,6 +80,28 @@ async fn a_refresh_token_is_used_and_given_up_when_it_is_refused() {
 }
 
 #[tokio::test]
+async fn a_refresh_token_that_is_not_replaced_serves_on() {
+    let world = World::start().await;
+    {
+        let mut rules = world.id.rules();
+        (rules.refresh, rules.expires_in) = (true, Some(0));
+    }
+    let session = world.session().await;
+    answer(&session, "any").await;
+    // From here on each token comes without another to get the next one.
+    let (before, last) = (world.id.asked().len(), format!("r3fr3sh-{}", world.id.rules().given));
+    world.id.rules().refresh = false;
+    for _ in 0..3 {
+        answer(&session, "any").await;
+    }
+    let asked = world.id.asked().split_off(before);
+    assert!(asked.len() >= 3, "{asked:?}");
+    for asked in asked {
+        assert_eq!(asked.form.get("refresh_token"), Some(&last), "{asked:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_refuses_fresh_tokens_too_ends_in_an_error_and_no_storm() {
     let world = World::start().await;
     let session = world.session().await;

@@ -95,15 +95,19 @@ async fn addresses_that_could_be_overheard_or_are_none_are_not_asked() {
         world.wants().issuers = vec![address.to_owned()];
         let refused = refusal(&world.endpoint(world.auth())).await;
         assert_eq!((refused.category, &*refused.code), (Category::Configuration, "mcp_auth_untrusted"), "{refused}");
+        assert!(refused.message.contains("its authorization server "), "{refused}");
 
         world.wants().issuers = vec![world.id.http.uri()];
         world.id.rules().metadata = json!({"token_endpoint": address});
         let refused = refusal(&world.endpoint(world.auth())).await;
         assert_eq!(&*refused.code, "mcp_auth_untrusted", "{refused}");
+        assert!(refused.message.contains("its token endpoint "), "{refused}");
 
+        world.id.rules().metadata = json!({});
         world.wants().challenge = format!("Bearer resource_metadata=\"{address}\"");
         let refused = refusal(&world.endpoint(world.auth())).await;
         assert_eq!(&*refused.code, "mcp_auth_untrusted", "{refused}");
+        assert!(refused.message.contains("its `resource_metadata` "), "{refused}");
         assert!(world.id.asked().is_empty());
     }
 }

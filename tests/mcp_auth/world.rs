@@ -51,6 +51,8 @@ pub struct Rules {
 pub struct Wants {
     /// The scopes that each tool needs.
     pub tools: BTreeMap<String, String>,
+    /// Tools that nobody may call, whatever the scopes.
+    pub forbidden: BTreeSet<String>,
     /// What it says in `WWW-Authenticate` to strangers; `{base}` is its own address.
     pub challenge: String,
     /// Members of its metadata that are other than usual.
@@ -145,6 +147,7 @@ impl World {
         let id = Id::start().await;
         let wants = Wants {
             tools: BTreeMap::new(),
+            forbidden: BTreeSet::new(),
             challenge: String::from(
                 "Bearer resource_metadata=\"{base}/.well-known/oauth-protected-resource/mcp\", scope=\"read\"",
             ),
@@ -397,6 +400,10 @@ impl Respond for McpResponder {
             }),
             Some("tools/call") => {
                 let tool = body["params"]["name"].as_str().unwrap_or_default();
+                if wants.forbidden.contains(tool) {
+                    let challenge = "Bearer error=\"invalid_request\", scope=\"more\"";
+                    return ResponseTemplate::new(403).insert_header("www-authenticate", challenge);
+                }
                 let needed = wants.tools.get(tool).map(String::as_str).unwrap_or_default();
                 if needed.split_whitespace().any(|scope| !scopes.contains(scope)) {
                     let challenge = format!("Bearer error=\"insufficient_scope\", scope=\"{needed}\"");
