@@ -1,6 +1,13 @@
 //! What the worker tells of its tool servers, what it goes on with while one is away, and the progress of long calls.
 
+use std::sync::Arc;
+
+use da_node_executor::domain::tool::{ToolHints, ToolSpec, ToolTarget};
+use da_node_executor::tools::index::ToolIndex;
+use da_node_executor::tools::resolve::{Catalog, resolve};
 use serde_json::{Value, json};
+use wiremock::matchers::any;
+use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
 use crate::harness::bed::{Bed, GROUP};
 use crate::harness::eventually;
@@ -53,7 +60,9 @@ async fn what_every_node_would_repeat_is_logged_once() {
     let model = Model::start("rules: [{match: {prompt: hello}, reply: {text: hi}}]");
     let server = mcp::HttpServer::fastmcp();
     let file = mcp::http("first", &server) + &mcp::http("second", &server);
-    let worker = bed.worker_with_model("w1", &model).file(&file).start().ready().await;
+    // The configured order, and not that of their names, says which of them is meant.
+    let spec = bed.worker_with_model("w1", &model).file(&file).set("mcp.order", "second,first");
+    let worker = spec.start().ready().await;
     for node in ["a", "b", "c"] {
         bed.run(&tool(node, "add", json!({"a": 1, "b": 1}))).await.output();
         let config = json!({"llm_config": {"prompt": "hello", "temperature": 0.5}});
@@ -64,6 +73,85 @@ async fn what_every_node_would_repeat_is_logged_once() {
         let told = worker.records().iter().filter(|record| record.to_string().contains(words)).count();
         assert_eq!(told, 1, "{words}: {}", worker.log());
     }
+    let told = worker.said("a tool name is offered in several places").await;
+    assert_eq!(told["collision"], "`add` of second hides the one of first");
+    let calls = async |server: &str| worker.metric("executor_tool_calls_total", &[server, "\"add\""]).await;
+    assert_eq!((calls("second").await, calls("first").await), (3.0, 0.0));
+}
+
+/// A server whose tools answer with its name and with what they were called.
+async fn echo(server: &'static str, tools: &[&str]) -> MockServer {
+    let mock = MockServer::start().await;
+    let tools: Vec<Value> = tools.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
+    let respond = move |request: &Request| {
+        let message: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        let mut result = match message["method"].as_str() {
+            Some("server/discover") => json!({"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}),
+            Some("tools/list") => json!({"tools": tools}),
+            Some("tools/call") => {
+                let name = message["params"]["name"].as_str().unwrap_or_default();
+                json!({"content": [{"type": "text", "text": format!("{server}:{name}")}]})
+            }
+            _ => return ResponseTemplate::new(405),
+        };
+        result["resultType"] = json!("complete");
+        ResponseTemplate::new(200).set_body_json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+    };
+    Mock::given(any()).respond_with(respond).mount(&mock).await;
+    mock
+}
+
+#[tokio::test]
+async fn a_model_sees_the_tools_of_its_node_and_no_others_and_each_name_leads_to_its_tool() {
+    let bed = Bed::new().await;
+    let long = "x".repeat(70);
+    let (left, right) = (["look", "a.b", "a/b", "größe", &long, "key"], ["look", "a_b", "other"]);
+    let servers = [echo("left", &left).await, echo("right", &right).await];
+    let at = |name: &str, at: usize| format!("[mcp.servers.{name}]\nurl = \"{}\"\n", servers[at].uri());
+    let file = at("left", 0) + "deny = [\"k*\"]\n" + &at("right", 1);
+
+    // What the model calls them, by the rules that have tests of their own.
+    let patterns = ["left/*", "right/look", "a_b"].map(String::from);
+    let catalog = |server: &str, tools: &[&str]| {
+        let tools = tools.iter().filter(|name| **name != "key").map(|name| ToolSpec {
+            name: String::from(*name),
+            target: ToolTarget { server: Some(String::from(server)), name: String::from(*name) },
+            description: None,
+            input_schema: Default::default(),
+            hints: ToolHints::default(),
+        });
+        Catalog { server: String::from(server), tools: Arc::new(ToolIndex::new(tools.collect())) }
+    };
+    let catalogs = [catalog("left", &left), catalog("right", &right)];
+    let found = resolve(&catalogs, &ToolIndex::default(), &patterns).expect("all of them are there").tools;
+    let names: Vec<&str> = found.iter().map(|tool| tool.name.as_str()).collect();
+    assert_eq!((names[0], names[3], names[5]), ("left_look", "gr__e", "right_look"), "{names:?}");
+
+    let beside = ["other", "right_other", "key", "left_key", "calculate", "look"];
+    let calls: Vec<Value> = names.iter().chain(&beside).map(|name| json!({"name": name, "input": {}})).collect();
+    let answer = "{{ tools | join(' ') }}\n{{ tool_results | join('\n') }}";
+    let script = json!({"rules": [{"replies": [{"tool_calls": calls}, {"text": answer}]}]});
+    let model = Model::start(&script.to_string());
+    let _worker = bed.worker_with_model("w1", &model).file(&file).start().ready().await;
+    let config = json!({"task": "Look", "tools": patterns, "llm_config": {}});
+    let event = bed.run(&json!({"graph_id": "g", "node_id": "n", "inputs": {}, "config": config})).await;
+    let said = event.output()["result"].as_str().expect("a text");
+    let mut lines = said.lines();
+    assert_eq!(lines.next(), Some(&*names.join(" ")), "what it is offered");
+    for tool in &found {
+        let expected = tool.target.to_string().replacen('/', ":", 1);
+        assert_eq!(lines.next(), Some(&*expected), "{}", tool.name);
+    }
+    for name in beside {
+        let told = lines.next().unwrap_or_default();
+        assert!(told.starts_with(&format!("There is no tool `{name}`.")), "{told}");
+    }
+    let tool_calls = async |server: &MockServer| {
+        let requests = server.received_requests().await.expect("they are kept");
+        let bodies = requests.iter().filter_map(|request| serde_json::from_slice::<Value>(&request.body).ok());
+        bodies.filter(|message| message["method"] == "tools/call").count()
+    };
+    assert_eq!((tool_calls(&servers[0]).await, tool_calls(&servers[1]).await), (5, 2), "each once");
 }
 
 #[tokio::test]

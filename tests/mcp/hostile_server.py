@@ -13,6 +13,14 @@ import time
 mode = sys.argv[1]
 out = sys.stdout.buffer
 
+# Of the kinds that the protocol has, those that no SDK's server of the tests shows, and one that it does not have.
+BLOCKS = [
+    {"type": "resource_link", "uri": "file:///a b", "name": "a", "size": 12345678901234567890, "_meta": {"x": 1.0}},
+    {"type": "resource", "resource": {"uri": "u:1", "mimeType": "text/plain", "text": "größe"}, "annotations": {}},
+    {"type": "resource", "resource": {"uri": "u:2", "blob": "AAEC"}},
+    {"type": "hologram", "depth": 3},
+]
+
 
 def raw(data):
     out.write(data)
@@ -132,7 +140,7 @@ def call_tool(request):
     elif name == "no-object":
         answer(request, [1, 2])
     elif name == "odd-result":
-        answer(request, {"content": [{"type": "hologram", "depth": 3}], "structuredContent": [1], "isError": None})
+        answer(request, {"content": BLOCKS, "structuredContent": [1], "isError": None})
     elif name == "ask-more":
         answer(request, {"resultType": "input_required", "requestState": "x"})
     else:
@@ -157,6 +165,8 @@ for line in sys.stdin.buffer:
     message = json.loads(line)
     method = message.get("method")
     if method == "server/discover":
+        if mode == "shy":
+            sys.exit(0)
         if mode != "mute":
             send({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": "what?"}})
     elif method == "initialize":

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use da_node_executor::clients::mcp::{McpError, Session};
+use da_node_executor::clients::mcp::{Endpoint, Era, McpError, Session};
 use da_node_executor::config::McpServerConfig;
 use da_node_executor::domain::outcome::{Category, Failure};
 use serde_json::json;
@@ -109,6 +109,24 @@ async fn an_unknown_version_or_a_nonsensical_opening_is_refused() {
 }
 
 #[tokio::test]
+async fn a_child_that_ends_at_the_question_for_its_era_is_started_again_and_asked_once_in_its_life() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let mut config = breaking("shy");
+    config.env.insert(String::from("LOG"), log.to_str().expect("UTF-8").into());
+    let endpoint = Endpoint::new("under-test", config);
+    for _ in 0..2 {
+        let session = endpoint.connect().await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(session.info().era, Era::Legacy);
+        assert_eq!(call(&session, "fine", json!({})).await.expect("an answer").text(), "fine");
+        session.close().await;
+    }
+    let said = said(&log);
+    let times = |method: &str| said.matches(&format!("\"{method}\"")).count();
+    assert_eq!((times("server/discover"), times("initialize")), (1, 2), "{said}");
+}
+
+#[tokio::test]
 async fn a_child_that_dies_at_once_says_why_without_its_secrets() {
     let mut config = breaking("dies");
     config.env.insert(String::from("KEY"), String::from("s3cret-value").into());
@@ -139,7 +157,13 @@ async fn a_list_without_an_end_is_refused() {
 async fn odd_results_survive_and_broken_ones_are_named() {
     let session = connect(&breaking("plain")).await;
     let odd = call(&session, "odd-result", json!({})).await.expect("a result");
-    assert_eq!(odd.content, [json!({"type": "hologram", "depth": 3})]);
+    let every_block_as_it_was_sent = [
+        json!({"type": "resource_link", "uri": "file:///a b", "name": "a", "size": 12345678901234567890_u64, "_meta": {"x": 1.0}}),
+        json!({"type": "resource", "resource": {"uri": "u:1", "mimeType": "text/plain", "text": "größe"}, "annotations": {}}),
+        json!({"type": "resource", "resource": {"uri": "u:2", "blob": "AAEC"}}),
+        json!({"type": "hologram", "depth": 3}),
+    ];
+    assert_eq!(odd.content, every_block_as_it_was_sent);
     assert_eq!((odd.structured, odd.is_error), (Some(json!([1])), false));
     let error = call(&session, "no-object", json!({})).await.expect_err("no result");
     assert!(matches!(error, McpError::Protocol { .. }), "{error:?}");
