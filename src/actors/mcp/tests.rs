@@ -2,6 +2,7 @@
 
 mod calls;
 mod freshness;
+mod told;
 
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -80,7 +81,10 @@ async fn modern(page: Value) -> (MockServer, Arc<Mutex<Value>>) {
 }
 
 fn server_at(mock: &MockServer, config: McpServerConfig, approval: Approval) -> Arc<Server> {
-    let config = McpServerConfig { url: Some(mock.uri()), ..config };
+    server_of(McpServerConfig { url: Some(mock.uri()), ..config }, approval)
+}
+
+fn server_of(config: McpServerConfig, approval: Approval) -> Arc<Server> {
     let (health, metrics) = (Arc::new(Health::new(Duration::from_secs(1))), Arc::new(Metrics::new("w")));
     Server::new("s", config, approval, health, metrics, CancellationToken::new())
 }
