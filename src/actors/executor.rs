@@ -71,9 +71,10 @@ impl Handler<Execute> for NodeExecutor {
             match deps.publisher.addr() {
                 // The Publisher answers when the settle is answered, so its death would be seen here.
                 Some(publisher) => match publisher.send(finished).await {
-                    Ok(true) => give_up_tasks(&deps.handles.tools, tasks).await,
+                    // Held until the servers are told, so that a worker that stops does not end before.
+                    Ok(Some(_custody)) => give_up_tasks(&deps.handles.tools, tasks).await,
                     // Whoever has the node now, or takes it over, goes on with them.
-                    Ok(false) => {}
+                    Ok(None) => {}
                     Err(_) => tracing::error!("the publisher died, the entry stays for a later pass"),
                 },
                 None => tracing::error!("the publisher is away, the entry stays for a later pass"),

@@ -32,9 +32,10 @@ pub struct Execute {
     pub custody: Custody,
 }
 
-/// NodeExecutor → Publisher: this ended. The answer is whether that is written.
+/// NodeExecutor → Publisher: this ended. The answer is the custody if that is written: whoever has something left to do
+/// because of it keeps the worker from ending until then.
 #[derive(Message)]
-#[rtype(result = "bool")]
+#[rtype(result = "Option<Custody>")]
 pub struct NodeFinished {
     /// What was run.
     pub delivery: Arc<Delivery>,

@@ -79,7 +79,7 @@ impl Actor for Publisher {
 }
 
 impl Handler<NodeFinished> for Publisher {
-    type Result = ResponseFuture<bool>;
+    type Result = ResponseFuture<Option<Custody>>;
 
     fn handle(&mut self, finished: NodeFinished, _: &mut Self::Context) -> Self::Result {
         let deps = Arc::clone(&self.deps);
@@ -147,8 +147,8 @@ impl PublisherDeps {
         self.metrics.decisions.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// Writes what came of a node; says whether its end is written.
-    async fn finish(&self, finished: NodeFinished) -> bool {
+    /// Writes what came of a node; gives its custody back if its end is written.
+    async fn finish(&self, finished: NodeFinished) -> Option<Custody> {
         let NodeFinished { delivery, custody, mut report, started_at, started, letter } = finished;
         let delivery = with_present_token(delivery, &custody);
         let mode = report.mode.map_or("unknown", crate::domain::node::Mode::as_str);
@@ -165,19 +165,19 @@ impl PublisherDeps {
             Outcome::Duplicate => {
                 tracing::info!(node.mode = mode, "this run is done or running elsewhere, its entry was dropped");
                 self.metrics.ended(mode, "duplicate");
-                return false;
+                return None;
             }
             Outcome::Lost => {
                 self.lost(mode);
-                return false;
+                return None;
             }
             Outcome::Unfinished => {
                 self.hand_back(&custody, mode).await;
-                return false;
+                return None;
             }
             Outcome::Parked(parking) => {
                 self.park(&delivery, &custody, parking, mode).await;
-                return false;
+                return None;
             }
             Outcome::Waiting(waiting) => {
                 let execution = Execution {
@@ -187,7 +187,7 @@ impl PublisherDeps {
                     completed_at: Timestamp::now(),
                 };
                 self.wait(&execution, &custody, waiting, &report, mode).await;
-                return false;
+                return None;
             }
         };
         let completed_at = Timestamp::now();
@@ -220,7 +220,7 @@ impl PublisherDeps {
                 // The item itself may be large, and writing the result again needs only its names.
                 settlement.delivery = Arc::new(settlement.delivery.bare());
                 self.kept.keep(Arc::new(settlement), Instant::now());
-                return true;
+                return Some(custody);
             }
             Some(Settled::Duplicate) => self.metrics.ended(mode, "duplicate"),
             Some(Settled::Lost) => self.lost(mode),
@@ -230,7 +230,7 @@ impl PublisherDeps {
                     the entry will be taken over and run again");
             }
         }
-        false
+        None
     }
 
     fn settled(

@@ -17,6 +17,10 @@ use crate::harness::eventually;
 use crate::harness::model::Model;
 use crate::harness::worker::Spec;
 
+/// A task that its server takes some time to give up.
+const SLOW_TO_STOP: &str = "tunnel";
+const STOPPING: Duration = Duration::from_millis(1500);
+
 /// What a server was asked.
 #[derive(Default)]
 struct Seen {
@@ -25,6 +29,7 @@ struct Seen {
     looks: HashMap<String, Vec<Instant>>,
     updates: Vec<Value>,
     given_up: Vec<String>,
+    last_given_up: Option<Instant>,
     /// Requests about tasks that proxies could not find the way for.
     astray: Vec<String>,
 }
@@ -51,7 +56,9 @@ impl Site {
                 Ok(result) => body["result"] = result,
                 Err(error) => body["error"] = error,
             }
-            ResponseTemplate::new(200).set_body_json(body)
+            let slow = message["method"] == "tasks/cancel" && message["params"]["taskId"] == SLOW_TO_STOP;
+            let pause = if slow { STOPPING } else { Duration::ZERO };
+            ResponseTemplate::new(200).set_body_json(body).set_delay(pause)
         };
         Mock::given(method("POST")).respond_with(respond).mount(&server).await;
         Self { server, seen }
@@ -132,6 +139,7 @@ fn respond(seen: &mut Seen, answers: &Answers, request: &Request, message: &Valu
         }
         "tasks/cancel" => {
             seen.given_up.push(task);
+            seen.last_given_up = Some(Instant::now());
             Ok(json!({"resultType": "complete"}))
         }
         _ => Err(json!({"code": -32601, "message": "no such method"})),
@@ -271,6 +279,21 @@ async fn a_worker_that_is_told_to_stop_leaves_its_tasks_to_the_next() {
     assert_eq!((events[0].output(), events[0].worker()), (&json!("a bridge"), "w2"));
     let seen = site.seen();
     assert_eq!((seen.calls.len(), seen.given_up.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_does_not_end_before_the_server_of_an_ended_node_is_told() {
+    let (bed, site) = (Bed::new().await, Site::new(Box::new(|_, _| state("working", 250, json!({})))).await);
+    let worker = site.worker(&bed, "w1").start().ready().await;
+    let mut soon = build(SLOW_TO_STOP, 250);
+    soon["timeout"] = json!("3s");
+    bed.submit(&item("n", soon)).await;
+    site.looked_at(SLOW_TO_STOP, 1).await;
+    worker.terminate();
+    assert_eq!(worker.ends().await.0, Some(0));
+    assert_eq!(bed.ended(1).await[0].failure(), ("permanent", "timeout"));
+    let told = site.seen().last_given_up.expect("the server is told");
+    assert!(told.elapsed() >= STOPPING, "the worker ended {:?} after it began to tell", told.elapsed());
 }
 
 #[tokio::test]
