@@ -145,7 +145,14 @@ impl Toolbox {
                 // Whoever is asked in its course is shown what the model wrote.
                 let shown = arguments.unwrap_or_else(|| input.clone());
                 let making = Making { target: running.start.target(), input: shown, class: running.start.class };
-                let arguments = async { Ok(self.offer(execution).await?.restored(&name, input)) };
+                // Calls that find this out at once do so each by itself: one that waited for the other would hold the slot.
+                let arguments = async {
+                    let offer = match self.offer.get() {
+                        Some(offer) => return Ok(offer.restored(&name, input)),
+                        None => execution.find_tools(&self.patterns).await?,
+                    };
+                    Ok(Offer::new(offer, &execution.settings.tool_schemas).restored(&name, input))
+                };
                 let resumed = RunningCall { running: *running, arguments: Box::pin(arguments) };
                 noted(answer(execution, call, making, Some(resumed)).await, words)
             }

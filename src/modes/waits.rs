@@ -52,7 +52,9 @@ pub(super) struct Page {
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     under_way: Cell<usize>,
-    waiting: RefCell<Vec<Wait>>,
+    /// By a number that none of them shares.
+    waiting: RefCell<BTreeMap<u64, Wait>>,
+    numbers: Cell<u64>,
     asks: RefCell<Vec<Ask>>,
     /// Calls that were begun and are made again once their question is answered.
     again: RefCell<Vec<String>>,
@@ -71,6 +73,18 @@ impl Drop for Busy<'_> {
     }
 }
 
+/// A step that stands still until this is dropped, with its wait over or not.
+struct Standing<'a> {
+    waits: &'a Waits,
+    number: u64,
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        self.waits.waiting.borrow_mut().remove(&self.number);
+    }
+}
+
 impl Waits {
     /// Begins a call. The node is not ended before it is over or stands still itself.
     pub fn busy(&self) -> Busy<'_> {
@@ -80,11 +94,12 @@ impl Waits {
 
     /// Stands still until the wait is over. The node is ended around it, unless other calls go on for as long.
     pub async fn park(&self, wait: Wait) {
-        let (until, site) = (wait.until, wait.site.clone());
-        self.waiting.borrow_mut().push(wait);
+        let (until, number) = (wait.until, self.numbers.get());
+        self.numbers.set(number + 1);
+        self.waiting.borrow_mut().insert(number, wait);
+        let _standing = Standing { waits: self, number };
         self.changed.notify_one();
         sleep_until(until).await;
-        self.waiting.borrow_mut().retain(|wait| wait.site != site);
     }
 
     /// Asks somebody else and stands still for good. `page` is what the journal begins with by now.
@@ -111,15 +126,15 @@ impl Waits {
         }
         let waiting = self.waiting.borrow();
         // Nothing may go on early, and so all of it waits for the longest; a look is not put off for another look.
-        let longest = waiting.iter().filter(|wait| !wait.look).max_by_key(|wait| wait.until);
-        let look = waiting.iter().filter(|wait| wait.look).min_by_key(|wait| wait.until);
+        let longest = waiting.values().filter(|wait| !wait.look).max_by_key(|wait| wait.until);
+        let look = waiting.values().filter(|wait| wait.look).min_by_key(|wait| wait.until);
         let next = longest.into_iter().chain(look).max_by_key(|wait| wait.until);
         Stillness {
             next: next.map(|wait| (wait.until, wait.failure.clone())),
             waits: {
                 let again = self.again.borrow();
                 let again = again.iter().map(|site| (site.clone(), 0));
-                again.chain(waiting.iter().map(|wait| (wait.site.clone(), wait.made))).collect()
+                again.chain(waiting.values().map(|wait| (wait.site.clone(), wait.made))).collect()
             },
             asks: self.asks.borrow().clone(),
             page: self.page.borrow().clone(),
@@ -179,6 +194,23 @@ mod tests {
         tokio::select! {
             _ = waits.all_still() => panic!("another call is under way"),
             () = one => assert_eq!(start.elapsed(), Duration::from_secs(9)),
+        }
+        assert!(waits.waiting.borrow().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_broken_off_does_not_stand_still_any_more() {
+        let (waits, tenth) = (Waits::default(), Duration::from_millis(100));
+        let _other = waits.busy();
+        let broken = async {
+            let _busy = waits.busy();
+            tokio::time::timeout(tenth, waits.park(wait(9, 1, "broken"))).await.expect_err("it is broken off");
+            pending::<()>().await;
+        };
+        let one_is_not_all = tokio::time::timeout(tenth * 2, waits.all_still());
+        tokio::select! {
+            () = broken => unreachable!("it goes on"),
+            still = one_is_not_all => assert!(still.is_err(), "two calls are under way"),
         }
         assert!(waits.waiting.borrow().is_empty());
     }

@@ -80,7 +80,9 @@ async fn a_call_that_became_a_task_is_looked_at_at_its_pace_and_made_once() {
     let start = Instant::now();
     let report = script.run(agent()).await;
     assert_eq!(output(&report)["result"], "fine");
-    assert_eq!(start.elapsed(), Duration::from_secs(3));
+    // Moments on record are by the clock of the wall, which goes on meanwhile.
+    let (took, pace) = (start.elapsed(), Duration::from_secs(3));
+    assert!(took > pace - Duration::from_millis(500) && took <= pace, "{took:?}");
     assert!(shown(&script).contains("built"), "{}", shown(&script));
     assert_eq!((called(&script), script.looks.borrow().len(), report.spent.tool_calls), (1, 3, 1));
     let entry = script.journal.field("t1:c0:task");
