@@ -17,8 +17,9 @@ const WORDS: usize = 2000;
 /// What events and lists tell of a question: bytes of the arguments and of the schema as JSON, characters of each text.
 const TOLD_ARGUMENTS: usize = 4 << 10;
 const TOLD_SCHEMA: usize = 16 << 10;
-/// The schema of an approval matters only to those who change the arguments, and every waiting call has one.
-const TOLD_APPROVAL_SCHEMA: usize = 512;
+/// The schema of an approval matters only to those who change the arguments, and every waiting call has one: bytes of both
+/// together.
+const TOLD_APPROVAL: usize = 896;
 const TOLD_CHARS: usize = 2000;
 
 /// The name of one question. It follows from the execution and the place in it, so asking again gives it again.
@@ -164,7 +165,11 @@ impl Ask {
             self.message = cut;
             shortened.push("message");
         }
-        let room = if self.kind == Kind::Approval { TOLD_APPROVAL_SCHEMA } else { TOLD_SCHEMA };
+        let room = match (self.kind, &self.arguments) {
+            (Kind::Approval, Some(arguments)) => TOLD_APPROVAL.saturating_sub(json!(arguments).to_string().len()),
+            (Kind::Approval, None) => TOLD_APPROVAL,
+            _ => TOLD_SCHEMA,
+        };
         if self.schema.to_string().len() > room {
             self.schema = excerpt::of_schema(&self.schema);
             // A part of what is demanded would be another schema.
@@ -554,12 +559,18 @@ pub(crate) mod tests {
 
     #[test]
     fn the_schema_of_a_call_is_told_without_its_words_and_that_of_a_form_with_them() {
-        let schema = json!({"type": "object", "description": "x".repeat(600), "maxProperties": 7});
-        let of = |kind| json!(Ask { kind, schema: schema.clone(), ..ask() }.told());
-        let (call, form) = (of(Kind::Approval), of(Kind::Elicitation));
-        assert_eq!(call["schema"], json!({"type": "object", "maxProperties": 7}));
-        assert_eq!((&call["shortened"], &form["shortened"]), (&json!(["schema"]), &Value::Null));
-        assert_eq!(form["schema"], schema);
+        let schema = json!({"type": "object", "description": "x".repeat(800), "maxProperties": 7});
+        let of = |kind, arguments: Option<Value>| {
+            let arguments = arguments.and_then(|arguments| arguments.as_object().cloned());
+            json!(Ask { kind, schema: schema.clone(), arguments, ..ask() }.told())
+        };
+        for whole in [of(Kind::Approval, None), of(Kind::Elicitation, Some(json!({"to": "x".repeat(2000)})))] {
+            assert_eq!((&whole["schema"], &whole["shortened"]), (&schema, &Value::Null));
+        }
+        for (length, left) in [(100, json!({"type": "object", "maxProperties": 7})), (880, json!({"type": "object"}))] {
+            let call = of(Kind::Approval, Some(json!({"to": "x".repeat(length)})));
+            assert_eq!((&call["schema"], &call["shortened"]), (&left, &json!(["schema"])), "{length}");
+        }
     }
 
     #[test]
