@@ -1,6 +1,7 @@
 //! The commands that a person or a script types, as processes: what they print, where, and their exit codes. Those that
 //! look after a queue (`status`, `cancel`, `dead-letters`, `reconcile`) have files of their own beside this one.
 
+mod dev;
 mod exec;
 mod healthcheck;
 mod submit;
