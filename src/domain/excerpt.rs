@@ -62,7 +62,7 @@ pub fn of_object(object: &Map<String, Value>, bytes: usize) -> Option<Map<String
     if text.len() <= bytes {
         return None;
     }
-    let cut = CUTS.iter().map(|cut| cut.object(object)).find(|cut| text_of(cut).len() <= bytes);
+    let cut = CUTS.iter().map(|cut| cut.object(object)).find(|cut| length_of(cut) <= bytes);
     Some(cut.unwrap_or_else(|| {
         // A character may have six bytes in a text of JSON.
         let words = of_text(&text, bytes / 8).unwrap_or(text);
@@ -86,6 +86,11 @@ pub fn of_schema(schema: &Value) -> Value {
         (name.clone(), value)
     });
     Value::Object(terse.collect())
+}
+
+/// Bytes of an object as JSON.
+pub fn length_of(object: &Map<String, Value>) -> usize {
+    text_of(object).len()
 }
 
 fn text_of(object: &Map<String, Value>) -> String {

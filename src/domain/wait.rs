@@ -166,7 +166,7 @@ impl Ask {
             shortened.push("message");
         }
         let room = match (self.kind, &self.arguments) {
-            (Kind::Approval, Some(arguments)) => TOLD_APPROVAL.saturating_sub(json!(arguments).to_string().len()),
+            (Kind::Approval, Some(arguments)) => TOLD_APPROVAL.saturating_sub(excerpt::length_of(arguments)),
             (Kind::Approval, None) => TOLD_APPROVAL,
             _ => TOLD_SCHEMA,
         };

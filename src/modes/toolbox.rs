@@ -142,16 +142,16 @@ impl Toolbox {
             Some(CallRecord::Ended(end)) => return result(id, end),
             Some(CallRecord::Running(running)) => {
                 let Permission { arguments, words } = execution.agreed(call);
-                // Whoever is asked in its course is shown what the model wrote.
-                let shown = arguments.unwrap_or_else(|| input.clone());
+                let shown = arguments.unwrap_or_else(|| match self.offer.get() {
+                    Some(offer) => offer.restored(&name, input.clone()),
+                    // Whoever is asked in its course is shown what the model wrote.
+                    None => input.clone(),
+                });
                 let making = Making { target: running.start.target(), input: shown, class: running.start.class };
                 // Calls that find this out at once do so each by itself: one that waited for the other would hold the slot.
                 let arguments = async {
-                    let offer = match self.offer.get() {
-                        Some(offer) => return Ok(offer.restored(&name, input)),
-                        None => execution.find_tools(&self.patterns).await?,
-                    };
-                    Ok(Offer::new(offer, &execution.settings.tool_schemas).restored(&name, input))
+                    let found = execution.find_tools(&self.patterns).await?;
+                    Ok(Offer::new(found, &execution.settings.tool_schemas).restored(&name, input))
                 };
                 let resumed = RunningCall { running: *running, arguments: Box::pin(arguments) };
                 noted(answer(execution, call, making, Some(resumed)).await, words)
