@@ -22,7 +22,7 @@ use crate::domain::node::LlmConfig;
 use crate::domain::outcome::{Failure, Outcome, Report};
 use crate::domain::state::{NodeView, Snapshot};
 use crate::domain::task::{self, Pace, Task, TaskNews};
-use crate::domain::tool::{ToolHints, ToolOutput, ToolSpec, ToolTarget};
+use crate::domain::tool::{Arguments, ToolHints, ToolOutput, ToolSpec, ToolTarget};
 use crate::domain::wait::{Ask, Said};
 use crate::domain::work::{Delivery, Meta, Token, WorkItem};
 use crate::modes::unknown::UnknownOutcomes;
@@ -128,6 +128,8 @@ pub struct Script {
     tasks: RefCell<HashMap<String, (Pace, Looks)>>,
     /// The looks at tasks, by tool and task.
     pub looks: RefCell<Vec<(String, String)>>,
+    /// What the calls of these tasks were said to be called with.
+    pub looked_with: RefCell<Vec<Arc<Arguments>>>,
     /// Tasks that were given up.
     pub given_up: RefCell<Vec<String>>,
     running: Cell<usize>,
@@ -418,6 +420,7 @@ impl Tools for Script {
         self.journal.alive().await;
         let tool = call.target.name;
         self.looks.borrow_mut().push((tool.clone(), task.id));
+        self.looked_with.borrow_mut().push(call.arguments);
         let mut tasks = self.tasks.borrow_mut();
         let (_, looks) = tasks.get_mut(&tool).expect("a tool whose calls become tasks");
         looks.pop_front().expect("the script has news for every look")

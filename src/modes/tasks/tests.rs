@@ -66,6 +66,15 @@ fn called(script: &Script) -> usize {
     script.calls.borrow().len()
 }
 
+/// A schema with the name `$top`, which not every model may be shown, and the name that stands for it.
+fn renamed() -> (Value, String) {
+    let schema = json!({"type": "object", "required": ["$top"], "properties": {"$top": {"type": "integer"}}});
+    let shown = Value::clone(&Portable::of(&Arc::new(schema.clone())).schema);
+    let top = shown["properties"].as_object().expect("an object").keys().next().expect("a name").clone();
+    assert_ne!(top, "$top");
+    (schema, top)
+}
+
 /// What the model was shown of its calls.
 fn shown(script: &Script) -> String {
     let requests = script.requests.borrow();
@@ -212,9 +221,7 @@ async fn a_lost_task_is_what_the_rule_for_unknown_ends_says() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_call_is_made_again_by_whoever_has_to_find_out_what_it_was_called_with() {
     // Names that the model is not shown as they are, and arguments that a model read out of a text.
-    let schema = json!({"type": "object", "required": ["$top"], "properties": {"$top": {"type": "integer"}}});
-    let shown = Value::clone(&Portable::of(&Arc::new(schema.clone())).schema);
-    let top = shown["properties"].as_object().expect("an object").keys().next().expect("a name").clone();
+    let (schema, top) = renamed();
     let turns = vec![wants(&[("build", json!({top: 3}))]), says("fine")];
     let read = json!({"tool_name": "build", "extract_params": {"from": "Three of them"}});
     for (config, turns, field) in [(agent(), turns, "t1:c0:task"), (read, vec![says(r#"{"$top": 3}"#)], "t0:c0:task")] {
@@ -233,6 +240,23 @@ async fn a_lost_call_is_made_again_by_whoever_has_to_find_out_what_it_was_called
             assert_eq!(json!(*call.arguments), json!({"$top": 3}));
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resumed_call_has_the_tools_own_names_where_they_are_known() {
+    let (schema, top) = renamed();
+    let script = Script::new()
+        .task("build", QUICK, [done("built")])
+        .hinting(ToolHints::READ_ONLY)
+        .taking(schema)
+        .tool("add", |_| Ok(text_output("3")))
+        .model([wants(&[("build", json!({top: 3})), ("add", json!({}))]), says("fine")]);
+    // The turn and the task are on record; the other call has to be made yet, for which the tools are looked up.
+    script.dies(Death::After(3), agent()).await;
+    assert_eq!(script.journal.names(), ["hdr", "t1:c0:start", "t1:c0:task", "t1:llm"]);
+    let report = script.run(agent()).await;
+    assert_eq!(output(&report)["result"], "fine");
+    assert_eq!(json!(script.looked_with.borrow().iter().map(|with| &**with).collect::<Vec<_>>()), json!([{"$top": 3}]));
 }
 
 #[tokio::test(start_paused = true)]
