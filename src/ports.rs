@@ -146,8 +146,8 @@ pub type ProgressSender = watch::Sender<Option<Progress>>;
 /// A question of a tool, and where its answer goes; dropping that means that nobody answers.
 pub type Asked = (ToolQuestion, oneshot::Sender<ToolReply>);
 
-/// Where the questions of a call go.
-pub type QuestionSender = mpsc::Sender<Asked>;
+/// Where the questions of a call go; on the heap, because a channel has room for 32 from the start.
+pub type QuestionSender = mpsc::Sender<Box<Asked>>;
 
 /// One call of a tool.
 #[derive(Debug, Clone)]

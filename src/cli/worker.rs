@@ -47,7 +47,7 @@ impl Worker {
     pub fn tool<A, R, F, Fut>(mut self, name: &str, description: &str, hints: ToolHints, function: F) -> Self
     where
         A: DeserializeOwned + JsonSchema,
-        R: Into<ToolOutput>,
+        R: Into<ToolOutput> + 'static,
         F: Fn(A, CallContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, Failure>> + Send + 'static,
     {

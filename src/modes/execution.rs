@@ -9,10 +9,12 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::UnknownOutcome;
@@ -365,19 +367,24 @@ impl<P: Ports> Execution<'_, P> {
         class: Class,
         resumed: Option<RunningCall<'_>>,
     ) -> Called {
-        let site = CallSite::Tool(call);
+        let (place, context) = (call, self.context(CallSite::Tool(call)));
+        let start = Instant::now();
+        let mut call = ToolCall {
+            target: target.clone(),
+            arguments: Arc::new(arguments),
+            context,
+            progress: None,
+            questions: None,
+        };
+        if target.server.is_none() {
+            // A function of this process tells nothing meanwhile and asks nothing.
+            let answer = Box::pin(self.to_its_end(place, &call, class, resumed)).await;
+            return Called { answer, took: start.elapsed() };
+        }
         let (sender, mut told) = watch::channel(None);
         // A tool that asks waits for its answer, so there is one at a time.
         let (asking, mut asked) = mpsc::channel(1);
-        let place = call;
-        let call = ToolCall {
-            target: target.clone(),
-            arguments: Arc::new(arguments),
-            context: self.context(site),
-            progress: Some(sender),
-            questions: Some(asking),
-        };
-        let start = Instant::now();
+        (call.progress, call.questions) = (Some(sender), Some(asking));
         let earlier = resumed.as_ref().map_or(Duration::ZERO, |resumed| since(resumed.running.start.at));
         let mut work = Box::pin(self.to_its_end(place, &call, class, resumed));
         let mut next = start;
@@ -389,7 +396,8 @@ impl<P: Ports> Execution<'_, P> {
             tokio::select! {
                 biased;
                 result = &mut work => break Ok(result),
-                Some((question, answer)) = asked.recv() => {
+                Some(asked) = asked.recv() => {
+                    let (question, answer) = *asked;
                     match self.follow_question(place, target, &call.arguments, question) {
                         // Whoever asked may have gone meanwhile.
                         Ok(Followed::Answered(reply)) => drop(answer.send(reply)),
@@ -409,7 +417,8 @@ impl<P: Ports> Execution<'_, P> {
             Err(ask) => {
                 // The other calls of the turn may go on for long, and need what this one holds at its server.
                 drop(work);
-                self.wait_in_call(place, *ask).await
+                // On the heap: few calls ask.
+                Box::pin(self.wait_in_call(place, *ask)).await
             }
         };
         Called { answer, took: earlier + start.elapsed() }
@@ -465,17 +474,19 @@ impl<P: Ports> Execution<'_, P> {
         self.ledger.step(name, &site, &patience, operation).await
     }
 
-    /// One call of a model or a tool, cut off where an attempt may not take longer.
-    pub async fn attempt<T>(&self, class: Class, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let Some(limit) = self.settings.attempt_timeout else { return call.await };
-        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-            let limit = humantime::format_duration(limit);
-            let message = format!("the call did not answer within {limit}; raise `limits.attempt_timeout`");
-            Err(match class {
-                Class::Safe => Failure::retriable("attempt_timeout", message),
-                Class::Unsafe => Failure::permanent("attempt_timeout", message + ". It may have taken effect"),
-            })
-        })
+    /// One call of a model or a tool, cut off where an attempt may not take longer. No `async fn`: that would keep room for
+    /// the call twice, and each step around it as well.
+    pub fn attempt<T>(
+        &self,
+        class: Class,
+        call: impl Future<Output = Result<T, Failure>>,
+    ) -> impl Future<Output = Result<T, Failure>> {
+        match self.settings.attempt_timeout {
+            None => Either::Left(call),
+            Some(limit) => Either::Right(
+                timeout(limit, call).map(move |done| done.unwrap_or_else(|_| Err(too_slow(limit, class)))),
+            ),
+        }
     }
 
     fn context(&self, site: CallSite) -> CallContext {
@@ -489,6 +500,15 @@ impl<P: Ports> Execution<'_, P> {
             idempotency_key: idempotency_key(self.delivery, self.logbook.epoch(), site),
             deadline: self.deadline.into_std(),
         }
+    }
+}
+
+fn too_slow(limit: Duration, class: Class) -> Failure {
+    let limit = humantime::format_duration(limit);
+    let message = format!("the call did not answer within {limit}; raise `limits.attempt_timeout`");
+    match class {
+        Class::Safe => Failure::retriable("attempt_timeout", message),
+        Class::Unsafe => Failure::permanent("attempt_timeout", message + ". It may have taken effect"),
     }
 }
 

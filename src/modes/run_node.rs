@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::cell::{Cell, LazyCell};
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,8 +131,39 @@ struct NodeRun<'a, P> {
     started_at: Timestamp,
 }
 
+/// What the opening of a run gave: what is to be done, with what, and what is on record of it.
+struct Begun<'a> {
+    plan: Plan,
+    snapshot: Snapshot,
+    config: Cow<'a, str>,
+    earlier: Earlier,
+}
+
 impl<P: Ports> NodeRun<'_, P> {
     async fn execute(&self) -> Result<Outcome, Failure> {
+        // Each part on the heap in its turn: a node that waits needs no room for its opening.
+        let begun = match Box::pin(self.begin()).await? {
+            Ok(begun) => begun,
+            Err(over) => return Ok(over),
+        };
+        // What was waited outside of a slot, and what other workers took, is a part of the node's time.
+        let used = begun
+            .earlier
+            .started_at()
+            .into_iter()
+            .chain(self.delivery.meta.since)
+            .min()
+            .map_or(Duration::ZERO, deadline::since)
+            // What others took to decide is not.
+            .saturating_sub(self.delivery.meta.waited(&self.delivery.entry));
+        let (mode, limit) = (begun.plan.mode(), begun.plan.time_limit);
+        let deadline = Deadline::of(self.start, used, self.delivery, limit, self.settings.node_timeout)?;
+        self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": mode }));
+        deadline.bound(Box::pin(self.work(begun, deadline.at))).await
+    }
+
+    /// Opens the run and plans its work; or there is nothing to do, and the outcome is known.
+    async fn begin(&self) -> Result<Result<Box<Begun<'_>>, Outcome>, Failure> {
         let item = &self.delivery.item;
         // A configuration that cannot be read fails only after the opening: the run may be somebody else's.
         let planned = item.config.as_ref().map(|config| self.plan(config.get()));
@@ -144,8 +174,8 @@ impl<P: Ports> NodeRun<'_, P> {
         };
         let opened = self.store_step(|| self.ports.store().open(self.delivery, &wanted)).await?;
         let (mut snapshot, config, earlier) = match opened {
-            Opened::Duplicate => return Ok(Outcome::Duplicate),
-            Opened::Lost => return Ok(Outcome::Lost),
+            Opened::Duplicate => return Ok(Err(Outcome::Duplicate)),
+            Opened::Lost => return Ok(Err(Outcome::Lost)),
             Opened::Cancelled { order, journal } => {
                 self.knows(&Earlier::read(&journal));
                 return Err(order.failure(&item.graph_id));
@@ -178,20 +208,7 @@ impl<P: Ports> NodeRun<'_, P> {
             }
         };
         self.mode.set(Some(plan.mode()));
-        // What was waited outside of a slot, and what other workers took, is a part of the node's time.
-        let used = earlier
-            .started_at()
-            .into_iter()
-            .chain(self.delivery.meta.since)
-            .min()
-            .map_or(Duration::ZERO, deadline::since)
-            // What others took to decide is not.
-            .saturating_sub(self.delivery.meta.waited(&self.delivery.entry));
-        let deadline = Deadline::of(self.start, used, self.delivery, plan.time_limit, self.settings.node_timeout)?;
-        self.ports.events().progress(self.delivery, EventType::NodeStarted, json!({ "mode": plan.mode() }));
-        // Handed on by reference, or there would be room for it twice.
-        let work = pin!(self.work(plan, snapshot, deadline.at, &config, earlier));
-        deadline.bound(work).await
+        Ok(Ok(Box::new(Begun { plan, snapshot, config, earlier })))
     }
 
     /// From here on it is known what an earlier attempt has on record, and so what others still work on.
@@ -241,18 +258,12 @@ impl<P: Ports> NodeRun<'_, P> {
         Ok(())
     }
 
-    async fn work(
-        &self,
-        plan: Plan,
-        snapshot: Snapshot,
-        deadline: Instant,
-        config: &str,
-        earlier: Earlier,
-    ) -> Result<Outcome, Failure> {
+    async fn work(&self, mut begun: Box<Begun<'_>>, deadline: Instant) -> Result<Outcome, Failure> {
+        self.complete(&mut begun.snapshot);
+        Box::pin(self.fetch_large(&mut begun)).await?;
+        let Begun { plan, mut snapshot, config, earlier } = *begun;
         let (policy, budget) = (plan.policy, plan.budget);
         let session = plan.session.clone();
-        let mut snapshot = self.completed(snapshot);
-        self.fetch_large(&plan, &mut snapshot).await?;
         let kept = snapshot.session.take();
         let (task, output_mapping, approvals) = match self.put_in(plan, snapshot) {
             Ok(rendered) => rendered,
@@ -260,7 +271,7 @@ impl<P: Ports> NodeRun<'_, P> {
         };
         let Self { ports, settings, delivery, cancel, ledger, .. } = *self;
         let desk = Desk { ports, delivery, cancel, ledger, deadline, entry_limit: settings.entry_limit() };
-        let subject = Subject { config, rendered: task.texts().map(digest) };
+        let subject = Subject { config: &config, rendered: task.texts().map(digest) };
         let logbook = Logbook::open(desk, subject, earlier, self.started_at)?;
         if logbook.has_asked() {
             // On the heap: few nodes need room for it.
@@ -276,8 +287,11 @@ impl<P: Ports> NodeRun<'_, P> {
             tracing::info!(turns, tool_calls, "going on where an earlier worker ended");
             ports.events().progress(delivery, EventType::NodeProgress, json!({ "resumed": resumed }));
         } else {
-            // Whatever was begun before does not count any more.
-            give_up_tasks(ports.tools(), ledger.take_tasks()).await;
+            let tasks = ledger.take_tasks();
+            if !tasks.is_empty() {
+                // Whatever was begun before does not count any more.
+                Box::pin(give_up_tasks(ports.tools(), tasks)).await;
+            }
         }
         let execution = Execution {
             ports,
@@ -334,7 +348,8 @@ impl<P: Ports> NodeRun<'_, P> {
     }
 
     /// Fetches the outputs that templates name and that are stored by themselves.
-    async fn fetch_large(&self, plan: &Plan, snapshot: &mut Snapshot) -> Result<(), Failure> {
+    async fn fetch_large(&self, begun: &mut Begun<'_>) -> Result<(), Failure> {
+        let Begun { plan, snapshot, .. } = begun;
         let graph = &self.delivery.item.graph_id;
         let names = LazyCell::new(|| plan.names().wanted(&self.delivery.item));
         let mut total = 0_u64;
@@ -371,21 +386,19 @@ impl<P: Ports> NodeRun<'_, P> {
         }
     }
 
-    /// The state with the item's inputs laid over it, and its node states where the state has none.
-    fn completed(&self, snapshot: Snapshot) -> Snapshot {
+    /// Lays the item's inputs over the state, and its node states where the state has none.
+    fn complete(&self, snapshot: &mut Snapshot) {
         let item = &self.delivery.item;
-        let Snapshot { mut inputs, mut nodes, session } = snapshot;
         if let Some(brought) = &item.inputs {
-            inputs.extend(brought.iter().map(|(name, value)| (name.clone(), value.clone())));
+            snapshot.inputs.extend(brought.iter().map(|(name, value)| (name.clone(), value.clone())));
         }
         for (id, state) in &item.node_states {
-            if !nodes.contains_key(id)
+            if !snapshot.nodes.contains_key(id)
                 && let Ok(view) = serde_json::from_value::<NodeView>(state.clone())
             {
-                nodes.insert(id.clone(), view);
+                snapshot.nodes.insert(id.clone(), view);
             }
         }
-        Snapshot { inputs, nodes, session }
     }
 
     async fn explain(&self, error: TemplateError, inputs: Vec<String>) -> Failure {

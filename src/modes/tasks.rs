@@ -49,7 +49,7 @@ impl Ledger {
 /// A call that its server works on since before this attempt.
 pub(super) struct RunningCall<'a> {
     /// What is on record of it.
-    pub running: Running,
+    pub running: Box<Running>,
     /// Finds out what it was called with, which is asked for only if it has to be made again: its server may be away.
     pub arguments: LocalBoxFuture<'a, Result<Arguments, Failure>>,
 }
@@ -73,25 +73,37 @@ impl<P: Ports> Execution<'_, P> {
         class: Class,
         resumed: Option<RunningCall<'_>>,
     ) -> Result<ToolOutput, Failure> {
+        let (running, arguments) = match resumed {
+            Some(RunningCall { running, arguments }) => (running, Some(arguments)),
+            None => match self.made(place, call, class).await? {
+                ToolAnswer::Done(output) => return Ok(output),
+                ToolAnswer::Task(task) => (Box::pin(self.taken_on(place, call, class, task)).await?, None),
+            },
+        };
+        // On the heap: few calls become a task.
+        Box::pin(self.through_tasks(place, call, class, running, arguments)).await
+    }
+
+    /// A call once, with what its retries allow.
+    async fn made(&self, place: CallId, call: &ToolCall, class: Class) -> Result<ToolAnswer, Failure> {
+        let operation = || self.attempt(class, self.ports.tools().call(call.clone()));
+        self.step("tool call", CallSite::Tool(place), false, operation).await
+    }
+
+    /// A call whose server works on it, to its end; made again where its task came to nothing and that does no harm.
+    async fn through_tasks(
+        &self,
+        place: CallId,
+        call: &ToolCall,
+        class: Class,
+        mut running: Box<Running>,
+        mut arguments: Option<LocalBoxFuture<'_, Result<Arguments, Failure>>>,
+    ) -> Result<ToolOutput, Failure> {
         let mut call = Cow::Borrowed(call);
-        let (mut running, mut arguments) =
-            resumed.map(|RunningCall { running, arguments }| (running, arguments)).unzip();
-        let mut before = 0;
         loop {
-            let running = match running.take() {
-                Some(running) => running,
-                None => {
-                    let operation = || self.attempt(class, self.ports.tools().call(ToolCall::clone(&call)));
-                    match self.step("tool call", CallSite::Tool(place), false, operation).await? {
-                        ToolAnswer::Done(output) => return Ok(output),
-                        ToolAnswer::Task(task) => self.taken_on(place, &call, class, Task { before, ..task }).await?,
-                    }
-                }
-            };
-            before = running.task.before.saturating_add(1);
+            let before = running.task.before.saturating_add(1);
             let made_with = running.start.arguments.clone();
-            // On the heap: few calls become one.
-            let ended = Box::pin(self.followed(place, &call, running)).await?;
+            let ended = self.followed(place, &call, *running).await?;
             self.ledger.tasks.borrow_mut().remove(&place);
             let failure = match ended {
                 Ended::Answered(output) => return Ok(output),
@@ -118,11 +130,21 @@ impl<P: Ports> Execution<'_, P> {
             tracing::info!(tool = %call.target, attempt = before, code = failure.code.as_ref(), error = %failure,
                 "the task of a call came to nothing, the call is made again");
             sleep(pause).await;
+            running = match self.made(place, &call, class).await? {
+                ToolAnswer::Done(output) => return Ok(output),
+                ToolAnswer::Task(task) => self.taken_on(place, &call, class, Task { before, ..task }).await?,
+            };
         }
     }
 
     /// Puts on record that the server works on a call: from here on the call is not made by anybody else.
-    async fn taken_on(&self, place: CallId, call: &ToolCall, class: Class, task: Task) -> Result<Running, Failure> {
+    async fn taken_on(
+        &self,
+        place: CallId,
+        call: &ToolCall,
+        class: Class,
+        task: Task,
+    ) -> Result<Box<Running>, Failure> {
         let start = Start {
             server: call.target.server.clone(),
             tool: call.target.name.clone(),
@@ -131,7 +153,7 @@ impl<P: Ports> Execution<'_, P> {
             class,
             at: task.since,
         };
-        let running = Running { start, task };
+        let running = Box::new(Running { start, task });
         self.ledger.tasks.borrow_mut().insert(place, OpenTask::of(&running));
         self.logbook.runs(place, &running).await?;
         Ok(running)

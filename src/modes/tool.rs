@@ -124,7 +124,7 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
                 let spec = found(execution, &name).await?;
                 read_out(execution, &spec, extract, params).await
             };
-            let resumed = RunningCall { running: *running, arguments: Box::pin(arguments) };
+            let resumed = RunningCall { running, arguments: Box::pin(arguments) };
             let called = execution.call_tool(CALL, &target, shown, class, Some(resumed)).await;
             return concluded(execution, &target, called, true).await;
         }

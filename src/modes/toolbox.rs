@@ -153,7 +153,7 @@ impl Toolbox {
                     let found = execution.find_tools(&self.patterns).await?;
                     Ok(Offer::new(found, &execution.settings.tool_schemas).restored(&name, input))
                 };
-                let resumed = RunningCall { running: *running, arguments: Box::pin(arguments) };
+                let resumed = RunningCall { running, arguments: Box::pin(arguments) };
                 noted(answer(execution, call, making, Some(resumed)).await, words)
             }
             Some(CallRecord::Begun(start)) => {

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::TryFutureExt as _;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::de::DeserializeOwned;
@@ -93,7 +94,7 @@ impl Registry {
     pub fn register<A, R, F, Fut>(&mut self, name: &str, description: &str, hints: ToolHints, function: F) -> &mut Self
     where
         A: DeserializeOwned + JsonSchema,
-        R: Into<ToolOutput>,
+        R: Into<ToolOutput> + 'static,
         F: Fn(A, CallContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, Failure>> + Send + 'static,
     {
@@ -114,13 +115,13 @@ impl Registry {
     ) -> &mut Self
     where
         A: DeserializeOwned,
-        R: Into<ToolOutput>,
+        R: Into<ToolOutput> + 'static,
         F: Fn(A, CallContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, Failure>> + Send + 'static,
     {
         self.insert(name, description, hints, schema, move |typed: A, _, context| {
-            let answer = function(typed, context.clone());
-            Box::pin(async move { answer.await.map(Into::into) })
+            // An `async` block around it would keep room for it twice.
+            Box::pin(function(typed, context.clone()).map_ok(Into::into))
         })
     }
 
@@ -138,7 +139,7 @@ impl Registry {
     ) -> &mut Self
     where
         A: DeserializeOwned + JsonSchema,
-        R: Into<ToolOutput>,
+        R: Into<ToolOutput> + 'static,
         F: Fn(A, &Arguments) -> Result<R, Failure> + Send + Sync + 'static,
     {
         self.insert(name, description, hints, schema_of::<A>(), move |typed: A, given, _| {

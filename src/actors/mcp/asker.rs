@@ -65,7 +65,7 @@ impl AnswerInput for Asker {
         let question = ToolQuestion { message: question.message.clone(), schema, url, key: question.key.clone() };
         async move {
             let (answer, answered) = oneshot::channel();
-            sender.send((question, answer)).await.ok()?;
+            sender.send(Box::new((question, answer))).await.ok()?;
             Some(match answered.await.ok()? {
                 ToolReply::Accept(values) => Reply::Accept(values),
                 ToolReply::Decline => Reply::Decline,
