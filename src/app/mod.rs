@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod desk;
+mod open_files;
 pub mod wiring;
 
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::time::{Duration, Instant};
 use actix::Actor as _;
 use actix_rt::{Arbiter, System};
 use anyhow::Context as _;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -67,7 +67,7 @@ pub struct Refused(String);
 
 /// Runs the worker until it is told to stop, with these functions beside the built-in ones. The answer is the process's exit code.
 pub fn run(config: Config, functions: &Registry) -> anyhow::Result<i32> {
-    raise_file_limit();
+    open_files::make_room(config.pool.size.get());
     let system = System::new();
     let worker = system.block_on(Worker::start(config, functions))?;
     system.runtime().spawn(async move {
@@ -75,18 +75,6 @@ pub fn run(config: Config, functions: &Registry) -> anyhow::Result<i32> {
         System::current().stop_with_code(code);
     });
     Ok(system.run_with_code()?)
-}
-
-/// A node that waits for HTTP holds a connection, and the usual soft limit of 1024 open files ends a pool of a thousand.
-/// The limit is low for programs that use `select`, which this one does not.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
-        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
-        false => Ok(()),
-    });
-    if let Err(error) = raised {
-        tracing::debug!(%error, "the limit of open files stays as it is");
-    }
 }
 
 /// The running worker: what the stop order needs.

@@ -41,6 +41,13 @@ async fn fifty_nodes_of_one_graph_that_end_at_once_lose_nothing() {
 }
 
 #[tokio::test]
+async fn a_pool_that_fills_up_does_not_wait_for_room_for_its_connections() {
+    let bed = Bed::new().await;
+    let worker = bed.worker("w1").set("pool.size", "1000").start().ready().await;
+    assert!(worker.room_for_files() >= 2000, "{}", worker.room_for_files());
+}
+
+#[tokio::test]
 async fn two_workers_share_a_backlog_and_no_item_runs_twice() {
     const ITEMS: usize = 300;
     let (bed, gate) = (Bed::new().await, Gate::start().await);

@@ -225,9 +225,19 @@ impl Worker {
 
     /// The most memory that it has held so far, in MiB.
     pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM") / 1024
+    }
+
+    /// How many files its table has room for.
+    pub fn room_for_files(&self) -> u64 {
+        self.status("FDSize")
+    }
+
+    /// A number that Linux tells of the process.
+    fn status(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("Linux tells");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     fn signal(&self, signal: Signal) {
