@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, LazyCell};
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -143,8 +144,8 @@ impl<P: Ports> NodeRun<'_, P> {
     async fn execute(&self) -> Result<Outcome, Failure> {
         // Each part on the heap in its turn: a node that waits needs no room for its opening.
         let begun = match Box::pin(self.begin()).await? {
-            Ok(begun) => begun,
-            Err(over) => return Ok(over),
+            ControlFlow::Continue(begun) => begun,
+            ControlFlow::Break(outcome) => return Ok(outcome),
         };
         // What was waited outside of a slot, and what other workers took, is a part of the node's time.
         let used = begun
@@ -162,8 +163,8 @@ impl<P: Ports> NodeRun<'_, P> {
         deadline.bound(Box::pin(self.work(begun, deadline.at))).await
     }
 
-    /// Opens the run and plans its work; or there is nothing to do, and the outcome is known.
-    async fn begin(&self) -> Result<Result<Box<Begun<'_>>, Outcome>, Failure> {
+    /// Opens the run and plans its work, unless it is somebody else's or was done already.
+    async fn begin(&self) -> Result<ControlFlow<Outcome, Box<Begun<'_>>>, Failure> {
         let item = &self.delivery.item;
         // A configuration that cannot be read fails only after the opening: the run may be somebody else's.
         let planned = item.config.as_ref().map(|config| self.plan(config.get()));
@@ -174,8 +175,8 @@ impl<P: Ports> NodeRun<'_, P> {
         };
         let opened = self.store_step(|| self.ports.store().open(self.delivery, &wanted)).await?;
         let (mut snapshot, config, earlier) = match opened {
-            Opened::Duplicate => return Ok(Err(Outcome::Duplicate)),
-            Opened::Lost => return Ok(Err(Outcome::Lost)),
+            Opened::Duplicate => return Ok(ControlFlow::Break(Outcome::Duplicate)),
+            Opened::Lost => return Ok(ControlFlow::Break(Outcome::Lost)),
             Opened::Cancelled { order, journal } => {
                 self.knows(&Earlier::read(&journal));
                 return Err(order.failure(&item.graph_id));
@@ -208,7 +209,7 @@ impl<P: Ports> NodeRun<'_, P> {
             }
         };
         self.mode.set(Some(plan.mode()));
-        Ok(Ok(Box::new(Begun { plan, snapshot, config, earlier })))
+        Ok(ControlFlow::Continue(Box::new(Begun { plan, snapshot, config, earlier })))
     }
 
     /// From here on it is known what an earlier attempt has on record, and so what others still work on.
