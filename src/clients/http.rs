@@ -19,6 +19,7 @@ use url::Url;
 
 pub use self::address::{AddressRefused, refused};
 pub use self::error::FetchError;
+pub(in crate::clients) use self::error::unsent;
 pub use self::hosts::{AllowedHosts, InvalidHost, Permission};
 use crate::clients::tls;
 use crate::config::HttpRequestConfig;
@@ -343,4 +344,4 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, FetchError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::clients) mod tests;

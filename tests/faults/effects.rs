@@ -101,6 +101,8 @@ impl World {
                 .workers(1)
                 // A worker that was frozen must not find its connections closed: that would be another test.
                 .keep_alive(Duration::from_secs(3600))
+                // Nor one that a worker has made in store and not used yet.
+                .client_request_timeout(Duration::ZERO)
                 // A worker that was killed has cancelled its calls: nobody pays for what nobody was given.
                 .h1_allow_half_closed(false)
                 .disable_signals()

@@ -306,6 +306,15 @@ impl Fleet {
         Some(pages * 4096)
     }
 
+    /// What the workers warned of, and whose work they took over, for whoever cannot reach the logs.
+    pub fn warnings(&self) -> Vec<String> {
+        let told = |line: &str| {
+            [r#""level":"WARN""#, r#""level":"ERROR""#, "is taken over"].iter().any(|it| line.contains(it))
+        };
+        let logs = (0..self.slots.len()).map(|slot| std::fs::read_to_string(self.log_path(slot)).unwrap_or_default());
+        logs.flat_map(|log| log.lines().filter(|line| told(line)).map(String::from).collect::<Vec<_>>()).collect()
+    }
+
     /// Keeps the logs and tells where they are.
     pub fn keep_logs(&mut self) -> PathBuf {
         self.dir.disable_cleanup(true);

@@ -139,13 +139,13 @@ async fn feed(arena: &mut Arena, entries: &[Entry]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trouble_of_redis_and_of_the_wire_alone_takes_nothing_out_of_anybodys_hands() {
     /// So long that only a fault makes it run out, and not a machine that has much else to do.
-    const LEASE: &str = "3s";
+    const LEASE: &str = "4s";
     /// As rarely as may be, so that others come to look for work before all leases are renewed: they have to wait.
     const RENEW: &str = "950ms";
     /// Nodes that run all the while, two for each worker.
     const HELD: usize = 8;
     /// Longer than a lease.
-    const AWAY: Duration = Duration::from_secs(4);
+    const AWAY: Duration = Duration::from_secs(5);
     let seed = seed();
     println!("seed {seed}");
     let leases = [("EXECUTOR__LEASE__DURATION", LEASE), ("EXECUTOR__LEASE__RENEW", RENEW)];
@@ -195,7 +195,8 @@ async fn trouble_of_redis_and_of_the_wire_alone_takes_nothing_out_of_anybodys_ha
     let verdict = judge(&evidence, Rules { completions_may_repeat: false, ..RULES });
     let problems = [verdict.problems, arena.watch.accidents.clone()].concat();
     if !problems.is_empty() {
-        eprintln!("the logs of the workers are in {}", arena.fleet.keep_logs().display());
+        let warnings = arena.fleet.warnings();
+        eprintln!("{}\nthe logs of the workers are in {}", warnings.join("\n"), arena.fleet.keep_logs().display());
     }
     assert_eq!(problems, [""; 0], "seed {seed}");
     assert_eq!(arena.fleet.started(), arena.fleet.len(), "nobody died");

@@ -55,7 +55,7 @@ pub enum FetchError {
         /// What is wrong with it.
         reason: String,
     },
-    /// No connection came about.
+    /// No connection came about, or it ended before the request was sent.
     #[error("no connection to `{host}` came about")]
     Connect {
         /// The host.
@@ -110,7 +110,7 @@ impl FetchError {
         if let Some(rustls::Error::InvalidCertificate(reason)) = cause::<rustls::Error>(&source) {
             return Self::Certificate { host, reason: reason.to_string() };
         }
-        if source.is_connect() {
+        if unsent(&source) {
             return Self::Connect { host, repeatable: repeatable || untouched, source };
         }
         Self::Broken { host, repeatable, source }
@@ -137,6 +137,18 @@ impl FetchError {
             | Self::Setup { .. } => Retry::Never,
         }
     }
+}
+
+/// What hyper says of a connection on which a server spoke before it was asked anything. It has no method to tell by, and in
+/// other words it would be taken for a connection that broke, which is the careful reading.
+const SPOKE_UNASKED: &str = "received unexpected message from connection";
+
+/// Whether nothing of a request was sent: no connection came about, or the one that was to carry it ended before. Where
+/// that is an old connection, hyper takes another one by itself; where it is a new one, this is seen: a server that has
+/// waited for long gives that up too (408, then it closes), and a worker that stood still in between meets this.
+pub(in crate::clients) fn unsent(error: &reqwest::Error) -> bool {
+    let given_up = |cause: &hyper::Error| cause.is_canceled() || cause.to_string() == SPOKE_UNASKED;
+    error.is_connect() || cause::<hyper::Error>(error).is_some_and(given_up)
 }
 
 /// The first cause of a type. An I/O error hides the one it wraps, so it is opened by hand.

@@ -180,6 +180,35 @@ async fn a_refused_connection_is_tried_again_because_nothing_was_sent() {
     }
 }
 
+/// Sends something to a server that gives up waiting at once. Both are in one thread: the server speaks and closes in the
+/// turn in which the connection is made, before the client hears that it is.
+pub(in crate::clients) async fn given_up<T>(send: impl AsyncFnOnce(SocketAddr) -> T) -> T {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("the system can");
+    let address = listener.local_addr().expect("bound");
+    let server = async {
+        let mut stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let goodbye = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        std::io::Write::write_all(&mut stream, goodbye).expect("the client is there");
+    };
+    tokio::join!(send(address), server).0
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_before_the_request_is_sent_leaves_nothing_in_doubt() {
+    let client = client(&["127.0.0.1"]);
+    let error = given_up(async |address| fails(&client, post(format!("http://{address}/"))).await).await;
+    assert_eq!(error.retry(), Retry::After(None), "{error}");
+    let failure = Failure::from(error);
+    assert_eq!((failure.category, &*failure.code), (Category::Retriable, "http_connect"), "{}", failure.message);
+    assert!(failure.message.contains("unexpected message"), "it was another end: {}", failure.message);
+}
+
 #[tokio::test]
 async fn a_broken_connection_is_tried_again_only_where_that_does_no_harm() {
     for (request, expected) in [(get(""), Category::Retriable), (post(""), Category::Permanent)] {

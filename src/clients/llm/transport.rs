@@ -13,6 +13,7 @@ use reqwest::{Client, Response, Url, redirect};
 use super::error::{LlmError, root};
 use super::sse::{Event, EventReader, SseError, StreamLimits};
 use super::{headers, rate_headers};
+use crate::clients::http::unsent;
 use crate::clients::tls;
 use crate::config::ProviderConfig;
 use crate::ports::LlmRequest;
@@ -121,7 +122,7 @@ impl Transport {
     fn failed(&self, error: reqwest::Error, limit: Duration, request_id: Option<String>) -> LlmError {
         let provider = self.provider.clone();
         let source = error.without_url();
-        if source.is_connect() {
+        if unsent(&source) {
             LlmError::Connect { provider, host: self.endpoint.authority().to_owned(), source }
         } else if source.is_timeout() {
             LlmError::TimedOut { provider, limit, request_id }

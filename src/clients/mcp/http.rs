@@ -277,6 +277,7 @@ fn modern(request: RequestBuilder, version: &str, method: &str, plan: &FlightPla
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clients::http::tests::given_up;
     use crate::config::McpServerConfig;
 
     /// The size of a future that is never made.
@@ -284,11 +285,27 @@ mod tests {
         std::mem::size_of::<Made>()
     }
 
+    fn service(url: &str) -> HttpService {
+        let endpoint = Endpoint::new("s", McpServerConfig { url: Some(url.to_owned()), ..McpServerConfig::default() });
+        HttpService::new(url, &endpoint, Inbox::new(Arc::from("s"), None)).expect("nothing is sent yet")
+    }
+
+    #[tokio::test]
+    async fn a_call_whose_connection_ends_before_it_is_sent_has_not_run() {
+        let error = given_up(async |address| {
+            let service = service(&format!("http://{address}/mcp"));
+            let flight = FlightPlan::tool("t", SIDE_LIMIT, SIDE_LIMIT).start();
+            let error = service.inner.link.send(service.inner.post(String::new()), &flight).await;
+            (error.expect_err("nobody answers"), flight)
+        });
+        let (error, flight) = error.await;
+        assert!(flight.may_have_run(), "another end would leave it in doubt");
+        assert!(matches!(error, McpError::Connect { .. }) && !error.may_have_run(), "{error}");
+    }
+
     #[test]
     fn a_thousand_requests_under_way_take_little_memory() {
-        let url = "http://127.0.0.1:1/mcp";
-        let endpoint = Endpoint::new("s", McpServerConfig { url: Some(url.to_owned()), ..McpServerConfig::default() });
-        let service = HttpService::new(url, &endpoint, Inbox::new(Arc::from("s"), None)).expect("nothing is sent yet");
+        let service = service("http://127.0.0.1:1/mcp");
         let (inner, flight) = (&service.inner, FlightPlan::tool("t", SIDE_LIMIT, SIDE_LIMIT).start());
         let request = size_of(|request| inner.exchange(request));
         let stream = size_of(|response| inner.follow(response, 1, &flight));

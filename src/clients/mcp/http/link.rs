@@ -15,6 +15,7 @@ use super::super::error::{McpError, excerpt, root_cause};
 use super::super::inbox::Inbox;
 use super::super::service::Flight;
 use super::super::wire::Fault;
+use crate::clients::http::unsent;
 use crate::clients::tls;
 
 /// Redirects that are followed, all on the same origin.
@@ -140,7 +141,7 @@ impl HttpLink {
     /// The connection broke before the answer came.
     pub(in super::super) fn broken_off(&self, error: &reqwest::Error, flight: &Flight) -> McpError {
         let cause = root_cause(error);
-        if error.is_connect() {
+        if unsent(error) {
             return McpError::Connect { server: Arc::clone(self.inbox.server()), cause };
         }
         self.closed(&cause, flight.may_have_run())
