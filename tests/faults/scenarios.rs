@@ -141,7 +141,7 @@ async fn trouble_of_redis_and_of_the_wire_alone_takes_nothing_out_of_anybodys_ha
     /// So long that only a fault makes it run out, and not a machine that has much else to do.
     const LEASE: &str = "4s";
     /// As rarely as may be, so that others come to look for work before all leases are renewed: they have to wait.
-    const RENEW: &str = "950ms";
+    const RENEW: &str = "1300ms";
     /// Nodes that run all the while, two for each worker.
     const HELD: usize = 8;
     /// Longer than a lease.
