@@ -145,6 +145,9 @@ pub struct Start {
     pub class: Class,
     /// When it was begun.
     pub at: Timestamp,
+    /// The entry under which it was last begun: a node that waited outside of its slot comes back under another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<String>,
 }
 
 impl Start {
@@ -419,6 +422,7 @@ mod tests {
             key: String::from("key"),
             class,
             at: Timestamp::UNIX_EPOCH,
+            entry: Some(String::from("5-0")),
         }
     }
 

@@ -330,7 +330,7 @@ impl<P: Ports> Execution<'_, P> {
 
     /// What follows for a call during which a worker died.
     pub fn unknown_outcome(&self, call: CallId, start: &Start) -> UnknownOutcome {
-        if self.waited(call) {
+        if self.waited(call, start) {
             // It was not broken off: it failed in a way that allows another try, and the node waited for that.
             return UnknownOutcome::Retry;
         }
@@ -338,10 +338,24 @@ impl<P: Ports> Execution<'_, P> {
         self.settings.unknown_outcomes.of(&start.target(), start.class == Class::Safe)
     }
 
-    /// Whether the node was parked in this call and nobody has had it since.
-    fn waited(&self, call: CallId) -> bool {
-        let Delivery { meta, token, .. } = &**self.delivery;
-        token.deliveries == 1 && meta.waits.contains_key(&CallSite::Tool(call).to_string())
+    /// Whether the node was parked in this call and nobody has made it since. To have read the node is not to have made
+    /// the call: the answer to a read may be lost, and a worker may die before it comes to it.
+    fn waited(&self, call: CallId, start: &Start) -> bool {
+        let Delivery { meta, entry, token, .. } = &**self.delivery;
+        let made_since = match &start.entry {
+            Some(begun) => begun == entry.as_str(),
+            // Written by a worker that did not tell.
+            None => token.deliveries > 1,
+        };
+        !made_since && meta.waits.contains_key(&CallSite::Tool(call).to_string())
+    }
+
+    /// Puts on record that a call which was waited for is made now, unless it may be made any number of times.
+    pub async fn begin_again(&self, call: CallId, start: Start) -> Result<(), Failure> {
+        if start.class == Class::Unsafe && self.waited(call, &start) {
+            self.logbook.begins_again(call, start).await?;
+        }
+        Ok(())
     }
 
     /// Puts on record that a call is about to be made.

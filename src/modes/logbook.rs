@@ -298,7 +298,14 @@ impl<'a, P: Ports> Logbook<'a, P> {
             key,
             class,
             at: Timestamp::now(),
+            entry: None,
         };
+        self.begins_again(call, start).await
+    }
+
+    /// Puts on record that a call which was begun under another entry is about to be made under this one.
+    pub async fn begins_again(&self, call: CallId, start: Start) -> Result<(), Failure> {
+        let start = Start { entry: Some(self.desk.delivery.entry.to_string()), ..start };
         // A call that kills its worker begins each time: that alone is no progress.
         self.append(Field::Start(call), &start, false, None).await?;
         failpoint::reach(Point::AfterToolStart);

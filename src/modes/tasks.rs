@@ -152,6 +152,7 @@ impl<P: Ports> Execution<'_, P> {
             key: call.context.idempotency_key.clone(),
             class,
             at: task.since,
+            entry: Some(self.delivery.entry.to_string()),
         };
         let running = Box::new(Running { start, task });
         self.ledger.tasks.borrow_mut().insert(place, OpenTask::of(&running));

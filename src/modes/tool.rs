@@ -155,7 +155,11 @@ pub(super) async fn run<P: Ports>(execution: &Execution<'_, P>, task: ToolTask) 
         Some(start) if start.arguments != digest_of(&arguments) || start.target() != spec.target => {
             return Err(mismatch("the tool or its arguments have changed since the call was begun"));
         }
-        Some(_) => true,
+        Some(start) => {
+            // On the heap: few calls are made again.
+            Box::pin(execution.begin_again(CALL, start)).await?;
+            true
+        }
         None => match class {
             // A call that may be made again needs no protection.
             Class::Safe => {

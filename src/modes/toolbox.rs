@@ -167,6 +167,8 @@ impl Toolbox {
                         };
                         if digest_of(&input) == start.arguments {
                             let making = Making { target, input, class: start.class };
+                            // On the heap: few calls are made again.
+                            Box::pin(execution.begin_again(call, start)).await?;
                             noted(answer(execution, call, making, None).await, words)
                         } else {
                             // Its server is away, so what it was called with cannot be made out any more. The same key with

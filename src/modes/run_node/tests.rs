@@ -1,7 +1,7 @@
 //! The rules of one execution from delivery to report, one a test.
 
 use super::*;
-use crate::domain::ids::{NodeId, RunId};
+use crate::domain::ids::{EntryId, NodeId, RunId};
 use crate::domain::message::{StopReason, Turn};
 use crate::domain::tool::{ToolHints, ToolOutput};
 use crate::modes::scripted_ports::{
@@ -293,7 +293,7 @@ fn still(step: &str, made: u32) -> std::collections::BTreeMap<String, u32> {
 /// The delivery as it comes back after it was parked.
 fn back(members: Value, parking: &Parking) -> Arc<Delivery> {
     let mut delivery = Arc::unwrap_or_clone(delivery(members));
-    delivery.meta.origin = Some(String::from("5-0"));
+    (delivery.entry, delivery.meta.origin) = (EntryId::new("6-0"), Some(String::from("5-0")));
     delivery.meta.waits = parking.waits.clone();
     delivery.meta.since = Some(parking.since);
     Arc::new(delivery)
@@ -501,12 +501,70 @@ async fn a_call_that_was_waited_for_and_then_lost_with_its_worker_is_unknown() {
         Err(Failure::retriable("http_429", "slow down").with_retry_after(wait))
     };
     let first = Script::new().tool("order", move |_| limited());
-    let parked_once = first.run_with(&parking(), members()).await;
-    let mut taken_over = Arc::unwrap_or_clone(back(members(), parked(&parked_once)));
+    let report = first.run_with(&parking(), members()).await;
+    let parking_once = parked(&report);
+    let mut taken_over = Arc::unwrap_or_clone(back(members(), parking_once));
     taken_over.token.deliveries = 2;
-    let second = Script::new().after(first).tool("order", |_| panic!("it may have taken effect"));
-    let report = run_node(&second, &parking(), &Arc::new(taken_over), &Cancel::new()).await;
+    // Whoever read it before has not come to the call.
+    let second =
+        Script::new().after(first).tool_with("order", json!({}), Duration::from_secs(60), |_| panic!("it died"));
+    let cancel = Cancel::new();
+    let (settings, taken_over) = (parking(), Arc::new(taken_over));
+    let dies = run_node(&second, &settings, &taken_over, &cancel);
+    assert!(tokio::time::timeout(Duration::from_secs(1), dies).await.is_err(), "the call is under way");
+    assert_eq!(second.calls.borrow().len(), 1, "nobody had made it since");
+
+    let mut again = Arc::unwrap_or_clone(taken_over);
+    again.token.deliveries = 3;
+    let third = Script::new().after(second).tool("order", |_| panic!("it may have taken effect"));
+    let report = run_node(&third, &parking(), &Arc::new(again), &Cancel::new()).await;
     assert_eq!(code(&report), ("permanent", "unknown_tool_outcome"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agents_call_that_was_waited_for_is_in_doubt_only_once_it_is_made_again() {
+    let members = || json!({"config": {"task": "t", "tools": ["*"], "llm_config": {}}});
+    let first = Script::new().model([wants(&[("order", json!({}))])]).tool("order", |_| {
+        Err(Failure::retriable("http_429", "slow down").with_retry_after(Some(Duration::from_secs(30))))
+    });
+    let report = first.run_with(&parking(), members()).await;
+    let mut taken_over = Arc::unwrap_or_clone(back(members(), parked(&report)));
+    taken_over.token.deliveries = 2;
+    let (settings, taken_over) = (parking(), Arc::new(taken_over));
+    let second =
+        Script::new().after(first).tool_with("order", json!({}), Duration::from_secs(60), |_| panic!("it died"));
+    let cancel = Cancel::new();
+    let dies = run_node(&second, &settings, &taken_over, &cancel);
+    assert!(tokio::time::timeout(Duration::from_secs(1), dies).await.is_err(), "the call is under way");
+    assert_eq!(second.calls.borrow().len(), 1, "nobody had made it since");
+
+    let mut again = Arc::unwrap_or_clone(taken_over);
+    again.token.deliveries = 3;
+    let third =
+        Script::new().after(second).model([says("ready")]).tool("order", |_| panic!("it may have taken effect"));
+    let report = run_node(&third, &settings, &Arc::new(again), &Cancel::new()).await;
+    assert_eq!(output(&report)["result"], "ready");
+    let told = format!("{:?}", third.requests.borrow()[0].turns.last());
+    assert!(told.contains("its result is lost"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_does_not_tell_its_entry_is_read_with_care() {
+    let members = || json!({"config": {"tool_name": "order"}});
+    for (deliveries, made) in [(1, 1), (2, 0)] {
+        let first = Script::new().tool("order", |_| {
+            Err(Failure::retriable("http_429", "slow down").with_retry_after(Some(Duration::from_secs(30))))
+        });
+        let report = first.run_with(&parking(), members()).await;
+        let mut delivery = Arc::unwrap_or_clone(back(members(), parked(&report)));
+        delivery.token.deliveries = deliveries;
+        let mut start = first.journal.field("t0:c0:start");
+        assert_eq!(start.as_object_mut().expect("an object").remove("entry"), Some(json!("5-0")));
+        first.journal.put("t0:c0:start", &start);
+        let second = Script::new().after(first).tool("order", |_| Ok(text_output("done")));
+        run_node(&second, &parking(), &Arc::new(delivery), &Cancel::new()).await;
+        assert_eq!(second.calls.borrow().len(), made, "{deliveries} deliveries");
+    }
 }
 
 #[tokio::test(start_paused = true)]
